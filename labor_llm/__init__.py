@@ -1,0 +1,1 @@
+"""Predict careers with language models, beside every rival, with honest standard errors."""

@@ -1,0 +1,196 @@
+"""The command line: a verb, then Hydra's overrides."""
+
+import re
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from os import environ
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser  # only Hydra's parser tells its flags from overrides
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode, TaskFunction
+from omegaconf import DictConfig
+
+from labor_llm.configs import check_overrides, check_values, conf_folder, quoted, user_folder
+from labor_llm.errors import ConfigError, LaborLLMError, unknown
+
+VERBS = {
+    "run": "labor_llm.run:run",
+    "prepare": "labor_llm.run:prepare",
+    "score": "labor_llm.run:score",
+    "compare": "labor_llm.compare:compare_verb",
+}
+HELP = """labor-llm predicts careers with language models, beside every rival.
+
+  labor-llm prepare dataset=nlsy97 dataset.raw=FILE   read a download into a table of careers
+  labor-llm run dataset=wage_panel model=markov       fit a model, score it, evaluate it
+  labor-llm run -m backbone=nano,micro label=title,code     one run per combination
+  labor-llm score RUN                                 score a finished run again
+  labor-llm compare RUN_OR_FOLDER ...                 one table, paired differences, standard errors
+
+labor-llm VERB --help lists what can be chosen; labor-llm VERB --cfg job shows the configuration.
+"""
+
+
+class JobFailedError(CompactHydraException):
+    """A refused job of a sweep: the other jobs go on, and Hydra ends with this message, not a traceback."""
+
+
+def main() -> int:
+    """Answer a command line; 0 if all went well, 2 for a mistake of the user, 130 if interrupted."""
+    try:
+        return _answer(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns an interrupt of training into SystemExit.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        _say("interrupted; the same command resumes")
+        return 130
+    except (LaborLLMError, HydraException) as error:
+        if _wants_traceback():
+            raise
+        _say(str(error))
+        return 2
+
+
+def _answer(words: Sequence[str]) -> int:
+    if not words or words[0] in ("--help", "-h"):
+        sys.stdout.write(HELP)
+    elif "--version" in words:
+        sys.stdout.write(f"labor-llm {version('labor-llm')}\n")
+    elif words[0] in VERBS:
+        _call_hydra(words[0], words[1:])
+    else:
+        raise ConfigError(f"{unknown('verb', words[0], VERBS)} Write: labor-llm VERB [key=value ...]")
+    return 0
+
+
+def _call_hydra(verb: str, words: Sequence[str]) -> None:
+    """Check the whole command line, then let Hydra compose it and run the verb once or many times."""
+    parser = get_args_parser()
+    parser.prog = f"labor-llm {verb}"
+    args = parser.parse_intermixed_args(words)
+    _check_flags(args)
+    overrides = with_paths(verb, args.overrides)
+    with user_folder(args.config_dir):
+        check_overrides(args.config_name or verb, overrides, sweep=args.multirun)
+        flags = {name: value for name, value in vars(args).items() if name not in ("overrides", "config_dir")}
+        task = _task(verb)
+        with _command_line([*_as_words(flags), *overrides]):
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=verb)(task)()
+
+
+def _check_flags(args: Namespace) -> None:
+    """Refuse what Hydra would answer with a traceback or by hiding the shipped configurations."""
+    if args.config_path:
+        raise ConfigError("--config-path would hide the shipped configurations; use --config-dir")
+    if sum(map(bool, (args.run, args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
+        raise ConfigError("choose one of --run, --multirun (-m), --cfg, --info and --shell-completion")
+    if args.resolve and not (args.cfg or args.help):
+        raise ConfigError("--resolve belongs to --cfg or --help")
+
+
+def with_paths(verb: str, words: Sequence[str]) -> list[str]:
+    """Overrides that Hydra can read: paths are quoted; those that stand alone become ``runs`` or ``run``."""
+    paths = [word for word in words if verb in ("compare", "score") and _is_path(word)]
+    overrides = [_with_path_value(word) for word in words if word not in paths]
+    if verb == "score" and len(paths) > 1:
+        raise ConfigError(f"score takes one run, got {len(paths)}: {', '.join(paths)}")
+    if paths:
+        values = ",".join(map(quoted, paths))
+        overrides.append(f"run={values}" if verb == "score" else f"runs=[{values}]")
+    return overrides
+
+
+def _is_path(word: str) -> bool:
+    return "=" not in word or _exists(word)
+
+
+def _with_path_value(word: str) -> str:
+    """Hydra reads neither the tilde nor the brackets of ``dataset.raw=~/Downloads/default (1).zip``."""
+    key, _, value = word.partition("=")
+    if value.startswith("~/") or (re.search(r"[^\w./-]", value) and _exists(value)):
+        return f"{key}={quoted(str(Path(value).expanduser()))}"
+    return word
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long or too odd for a path
+        return False
+
+
+def _as_words(flags: dict[str, Any]) -> list[str]:
+    """Flags as Hydra reads them; it would refuse a flag that stands between overrides."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value}
+    return [flag if value is True else f"{flag}={value}" for flag, value in given.items()]
+
+
+@contextmanager
+def _command_line(words: Sequence[str]) -> Iterator[None]:
+    """Hydra reads its command line from ``sys.argv`` only."""
+    typed = sys.argv
+    sys.argv = [typed[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = typed
+
+
+def _task(verb: str) -> TaskFunction:
+    """The function that Hydra calls with each configuration."""
+    typed = sys.argv
+
+    def task(cfg: DictConfig) -> Any:
+        sys.argv = typed  # Lightning starts the other processes of a job with it
+        try:
+            check_values(cfg)
+            return resolve_name(VERBS[verb])(cfg)
+        except LaborLLMError as error:
+            if _wants_traceback():
+                raise
+            raise _refusal(error) from error
+        except Exception:
+            if _in_sweep():  # Hydra shows the first failure of a sweep only, and at its end
+                traceback.print_exc()
+            raise
+
+    return task
+
+
+def _refusal(error: LaborLLMError) -> BaseException:
+    """What ends a single run at once, and lets the other jobs of a sweep go on."""
+    if not _in_sweep():
+        _say(str(error))
+        return SystemExit(2)
+    config = HydraConfig.get()
+    _say(f"job {config.job.num} ({' '.join(config.overrides.task)}): {error}")
+    return JobFailedError(str(error))
+
+
+def _in_sweep() -> bool:
+    return bool(HydraConfig.get().mode is RunMode.MULTIRUN)
+
+
+def _wants_traceback() -> bool:
+    return environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _say(message: str) -> None:
+    lines = message.splitlines()
+    text = "".join(f"\n  {line}" for line in lines) if len(lines) > 1 else f" {message}"
+    sys.stderr.write(f"labor-llm:{text}\n")
+
+
+if __name__ == "__main__":
+    # Under its own name, so that launchers can send the task to other processes.
+    sys.exit(resolve_name("labor_llm.__main__:main")())

@@ -1,0 +1,311 @@
+"""The careers table: one row per person and year, checked once on the way in; and its split by person.
+
+Every step works on whole columns, so that tens of millions of records pass.
+Shapes: N records, P persons.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import pandera.polars as pandera
+import polars as pl
+from numpy.typing import NDArray
+from pandera.errors import SchemaErrors
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+
+from labor_llm.errors import DataError
+from labor_llm.taxonomy import Taxonomy
+
+COLUMNS: dict[str, type[pl.DataType]] = {
+    "person_id": pl.String,
+    "survey": pl.String,
+    "year": pl.Int32,
+    "occupation": pl.String,
+    "education": pl.String,
+    "region": pl.String,
+    "gender": pl.String,
+    "ethnicity": pl.String,
+    "birth_year": pl.Int32,
+    "log_wage": pl.Float64,
+    "weight": pl.Float64,
+}
+REQUIRED = ("person_id", "survey", "year", "occupation")
+CONSTANT = ("survey", "gender", "ethnicity", "birth_year")
+TEXT = ("person_id", "survey", "education", "region", "gender", "ethnicity")
+YEARS = (1900, 2100)
+METADATA = "labor_llm"
+SHOWN = 3
+"""Records that a message names before it only counts them."""
+COUNTED = 1000
+"""Records that are counted before a message says "or more"; bounds the memory that a wrong table takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Careers:
+    """The records of many persons, sorted by person and year. Build one with ``validated`` or ``read``."""
+
+    table: pl.DataFrame
+    """Columns and types of ``COLUMNS``; ``log_wage`` is the natural log of hourly pay in dollars of the year."""
+    dataset: str
+    taxonomy: Taxonomy
+    source: str
+    """One line: where the data come from."""
+
+    @classmethod
+    def validated(cls, table: pl.DataFrame, *, dataset: str, taxonomy: Taxonomy, source: str) -> Self:
+        """Careers from a table with some or all of ``COLUMNS``; what is optional and absent becomes null.
+
+        Values are cast where nothing is lost and never repaired. One DataError names all that is wrong.
+        """
+        problems = _column_problems(table)
+        ours = pl.DataFrame([_cast(table, name, dtype) for name, dtype in COLUMNS.items()])
+        uncast = {name: problem for name in COLUMNS if (problem := _cast_problem(table, ours, name))}
+        ours = ours.sort("person_id", "year")
+        explained = uncast.keys() | (set(REQUIRED) - set(table.columns))
+        problems += [*uncast.values(), *_rule_problems(ours, taxonomy, explained)]
+        if problems:
+            lines = [f"dataset {dataset!r} ({source}) breaks the rules of a careers table:", *problems]
+            raise DataError("\n- ".join(lines))
+        return cls(ours, dataset, taxonomy, source)
+
+    def __len__(self) -> int:
+        """The number of records N."""
+        return self.table.height
+
+    @property
+    def persons(self) -> int:
+        """The number of persons P."""
+        return len(self.person_starts) - 1
+
+    @cached_property
+    def person_starts(self) -> NDArray[np.int64]:
+        """Row at which each person's records begin, and N at the end; shape (P + 1,)."""
+        ids = self.table["person_id"]
+        starts = ids.ne_missing(ids.shift()).arg_true().to_numpy()
+        return np.append(starts, len(self)).astype(np.int64)
+
+    @cached_property
+    def previous(self) -> pl.Series:
+        """The occupation of the person's record before, null at the first; shape (N,)."""
+        return self.table.select(
+            pl.when(_same_person()).then(pl.col("occupation").shift()).alias("previous")
+        ).to_series()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all records, the dataset's name and the taxonomy."""
+        digest = hashlib.sha256(f"{self.dataset}\n{self.taxonomy.to_json()}\n".encode())
+        for records in self.table.iter_slices(1_000_000):
+            digest.update(records.write_csv(include_header=False).encode())
+        return digest.hexdigest()
+
+    def select_persons(self, ids: Iterable[str]) -> Self:
+        """The careers of some persons, in the order of the table."""
+        wanted = pl.Series("person_id", list(ids), dtype=pl.String).unique()
+        chosen = replace(self, table=self.table.filter(pl.col("person_id").is_in(wanted.implode())))
+        if chosen.persons < len(wanted):
+            absent = sorted(set(wanted) - set(chosen.table["person_id"].unique()))
+            raise DataError(
+                f"{len(absent)} of {len(wanted)} persons are not in dataset {self.dataset!r}, such as "
+                f"{', '.join(map(repr, absent[:SHOWN]))}"
+            )
+        return chosen
+
+    def write(self, path: Path) -> None:
+        """Write one Parquet file that ``read`` takes back; a reader never sees half of it."""
+        facts = {
+            "dataset": self.dataset,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "taxonomy": self.taxonomy.to_json(),
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            self.table.write_parquet(partial, metadata={METADATA: json.dumps(facts)})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What ``write`` wrote, with its taxonomy; DataError if the file is missing or something else."""
+        if not path.is_file():
+            raise DataError(f"no careers file at {path}: check the path, or prepare the dataset first")
+        try:
+            metadata, table = pl.read_parquet_metadata(path), pl.read_parquet(path)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        if METADATA not in metadata:
+            raise DataError(f"labor-llm did not write {path}: import it with dataset=table dataset.raw={path}")
+        if dict(table.schema) != COLUMNS:
+            raise DataError(f"{path} was written by another version of labor-llm: delete it and prepare it again")
+        facts = json.loads(metadata[METADATA])
+        return cls(table, facts["dataset"], Taxonomy.from_json(facts["taxonomy"]), facts["source"])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Careers in three parts; no person is in two of them."""
+
+    train: Careers
+    valid: Careers
+    test: Careers
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@settings(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class SplitByPerson:
+    """Three parts by a salted hash of the person's identifier: more persons, or fewer, move nobody.
+
+    With u = (first 8 hex digits of SHA-256 of "salt:person_id") / 2**32, a person is in train if u < train,
+    in valid if u < train + valid, and else in test.
+    """
+
+    train: Share = 0.7
+    valid: Share = 0.1
+    test: Share = 0.2
+    salt: str = "labor-llm"
+
+    def __post_init__(self) -> None:
+        total = self.train + self.valid + self.test
+        if not math.isclose(total, 1):
+            raise ValueError(f"the shares train, valid and test must sum to 1, and sum to {total:g}")
+
+    def __call__(self, careers: Careers) -> Splits:
+        """Split the persons; DataError if a part that should have a share of them gets none."""
+        ids = careers.table["person_id"].gather(careers.person_starts[:-1])
+        places_P = np.fromiter(map(self._place, ids), np.float64, careers.persons)
+        parts_P = np.searchsorted([self.train, self.train + self.valid], places_P, side="right")
+        parts_N = pl.Series(np.repeat(parts_P, np.diff(careers.person_starts)))
+        splits = Splits(*(replace(careers, table=careers.table.filter(parts_N == part)) for part in range(3)))
+        for part in ("train", "valid", "test"):
+            if getattr(self, part) > 0 and len(getattr(splits, part)) == 0:
+                raise DataError(
+                    f"{part} gets nobody of the {careers.persons} persons of dataset {careers.dataset!r}: too few "
+                    f"persons for a share of {getattr(self, part):g}. Use more persons or other shares."
+                )
+        return splits
+
+    def _place(self, person_id: str) -> float:
+        return int(hashlib.sha256(f"{self.salt}:{person_id}".encode()).hexdigest()[:8], 16) / 2**32
+
+
+def _column_problems(table: pl.DataFrame) -> list[str]:
+    """Which columns are missing or not ours, and whether there are records at all."""
+    have = table.columns
+    missing = [f"{name}: required and missing; the columns are {have}" for name in REQUIRED if name not in have]
+    unexpected = ", ".join(name for name in have if name not in COLUMNS)
+    rule = f"unexpected; map each to one of {', '.join(COLUMNS)}, or drop it from the table"
+    empty = ["the table is empty: it has no records"] if table.is_empty() else []
+    return missing + ([f"{unexpected}: {rule}"] if unexpected else []) + empty
+
+
+def _cast(table: pl.DataFrame, name: str, dtype: type[pl.DataType]) -> pl.Series:
+    """A column in our type; absent columns, and values that the type cannot hold exactly, become null."""
+    nothing = pl.repeat(None, table.height, dtype=dtype, eager=True).alias(name)
+    column = table[name] if name in table.columns else nothing
+    if column.dtype == dtype:
+        return column
+    if column.dtype.is_nested():
+        return nothing
+    if dtype == pl.String and not column.dtype.is_float():
+        return column.cast(pl.String, strict=False)
+    numbers = column.cast(pl.Float64, strict=False)
+    if dtype == pl.Float64:
+        return numbers
+    whole = numbers.set(~numbers.is_finite() | (numbers != numbers.floor()), None)
+    return whole.cast(pl.Int64, strict=False).cast(dtype, strict=False)
+
+
+def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, name: str) -> str:
+    """A sentence on the values that were lost in casting; empty if none was."""
+    if name not in table.columns:
+        return ""
+    kind = {pl.String: "text", pl.Int32: "a whole number", pl.Float64: "a number"}[COLUMNS[name]]
+    lost = ours.with_columns(table[name]).filter(ours[name].is_null() & table[name].is_not_null())
+    return "" if lost.is_empty() else _problem(name, f"must be {kind}, and null where unknown", lost)
+
+
+def _same_person() -> pl.Expr:
+    """Whether a record of a sorted table follows another one of the same person."""
+    return (pl.col("person_id") == pl.col("person_id").shift()).fill_null(False)
+
+
+Rule = tuple[Collection[str], str, Callable[[pl.Expr], pl.Expr]]
+"""Columns, what they must be, and whether each record of a sorted table is so (null counts as yes)."""
+NO_NULL = "is required and must not be null: fill it in or drop the record"
+RULES: tuple[Rule, ...] = (
+    (TEXT, "must have no line break or control character", lambda column: ~column.str.contains(r"\p{Cc}")),
+    (TEXT, "must not be empty text: use null where unknown", lambda column: column != ""),
+    (
+        CONSTANT,
+        "must be the same in all records of a person, and differs from the record before",
+        lambda column: ~_same_person() | column.eq_missing(column.shift()),
+    ),
+    (["year"], "must be a calendar year in {}..{}".format(*YEARS), lambda year: year.is_between(*YEARS)),
+    (
+        ["year"],
+        "must not occur twice for a person: keep one record a year, such as the main job",
+        lambda year: ~_same_person() | (year != year.shift()),
+    ),
+    (["birth_year"], "must not lie after the year of the record", lambda birth: birth <= pl.col("year")),
+    (["log_wage", "weight"], "must be finite, and null where unknown", lambda column: column.is_finite()),
+    (["weight"], "must not be negative", lambda weight: weight >= 0),
+)
+
+
+def _rule_problems(table: pl.DataFrame, taxonomy: Taxonomy, explained: set[str]) -> list[str]:
+    """A sentence for every rule that some record of a sorted table breaks.
+
+    Nulls in the columns ``explained`` follow from a problem that has been reported already.
+    """
+    codes = f"must be a code of the taxonomy: {taxonomy.unknown(table['occupation'].drop_nulls().unique())}"
+    rules: tuple[Rule, ...] = (
+        (set(REQUIRED) - explained, NO_NULL, lambda column: column.is_not_null()),
+        (["occupation"], codes, lambda column: column.is_in(taxonomy.codes)),
+        *RULES,
+    )
+    schema = {
+        name: pandera.Column(
+            dtype,
+            [_check(rule, holds(pl.col(name))) for columns, rule, holds in rules if name in columns],
+            nullable=True,
+        )
+        for name, dtype in COLUMNS.items()
+    }
+    try:
+        pandera.DataFrameSchema(schema, strict=True).validate(table, lazy=True)
+    except SchemaErrors as error:
+        broken = error.failure_cases.group_by("column", "check", maintain_order=True)
+        return [_problem(name, rule, table[cases["index"]]) for (name, rule), cases in broken]
+    return []
+
+
+def _check(rule: str, holds: pl.Expr) -> Any:
+    """A pandera check of an expression over all records."""
+    return pandera.Check(
+        lambda data: data.lazyframe.select(holds.fill_null(True)),
+        error=rule,
+        ignore_na=False,
+        n_failure_cases=COUNTED,
+    )
+
+
+def _problem(name: str, rule: str, rows: pl.DataFrame) -> str:
+    """What a column must be, the first records that are not so, and how many there are."""
+    first = rows[:SHOWN].select("person_id", "year", value=name)
+    shown = ", ".join(f"{value!r} (person {person!r}, {year})" for person, year, value in first.iter_rows())
+    more = " or more" if rows.height >= COUNTED else ""
+    rest = f", ... ({rows.height:,}{more} records)" if rows.height > SHOWN else ""
+    return f"{name}: {rule.rstrip('.')}. Found {shown}{rest}"

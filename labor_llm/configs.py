@@ -1,0 +1,261 @@
+"""Where configurations lie, and everything that is wrong with a command line, said at once."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.errors import OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from labor_llm.errors import ConfigError, unknown
+
+
+def conf_folder() -> Path:
+    """The folder of the shipped configurations: inside an installed package, beside it in a clone."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+class UserFolder(SearchPathPlugin):
+    """Searches the user's folder before ours; Hydra's own ``--config-dir`` comes last and cannot replace."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Put the folder first."""
+        if self.folder is not None:
+            search_path.prepend("user", f"file://{self.folder}")
+
+
+@contextmanager
+def user_folder(folder: str | None) -> Iterator[None]:
+    """Within the block, entries of ``folder`` add to ours and replace those of the same name."""
+    path = Path(folder).expanduser().resolve() if folder else None
+    if path is not None and not path.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {folder!r}")
+    Plugins.instance().register(UserFolder)
+    before, UserFolder.folder = UserFolder.folder, path
+    try:
+        yield
+    finally:
+        UserFolder.folder = before
+
+
+def quoted(text: str) -> str:
+    """``text`` as a value of Hydra's override grammar that OmegaConf reads back as the same text."""
+    literal = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
+def one_line(error: BaseException) -> str:
+    """A message of Hydra or OmegaConf without its cause's type, its search path and its internals."""
+    text = str(error) or str(error.__cause__)
+    lines: list[str] = []
+    for line in map(str.strip, text.splitlines()):
+        if line.lower().endswith("search path:"):
+            break
+        if not line.startswith(("full_key:", "object_type=", "reference_type=", "See https://")):
+            lines.append(line)
+    return " ".join(filter(None, lines))
+
+
+def check_overrides(config_name: str, overrides: Sequence[str], sweep: bool = False) -> None:
+    """Raise one ConfigError that lists, line by line, every override that cannot be."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed, problems = _parsed(overrides, loader)
+        wrong = {id(override): lines for override in parsed if (lines := _wrong_choices(override, loader))}
+        problems += [line for lines in wrong.values() for line in lines]
+        sound = [override for override in parsed if id(override) not in wrong]
+        for job in _jobs(sound, loader):
+            problems += _refused(config_name, job, loader)
+        if not sweep and not problems:
+            problems += _sweeps(config_name, sound, loader)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _parsed(overrides: Iterable[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
+    """The overrides that Hydra can read, and what is wrong with the others."""
+    parser = OverridesParser.create(loader)
+    parsed: list[Override] = []
+    problems: list[str] = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except OverrideParseException as error:
+            key, equals, _ = text.partition("=")
+            reason = f"{str(error).splitlines()[0]}; quote special characters: \"{key}='...'\""
+            problems.append(f"cannot read {text!r}: {reason if equals else 'expected key=value'}")
+    return parsed, problems
+
+
+def _is_group(name: str, loader: ConfigLoader) -> bool:
+    return bool(loader.get_group_options(name) or loader.list_groups(name))
+
+
+def _wrong_choices(override: Override, loader: ConfigLoader) -> list[str]:
+    """The entries that a group does not have; deletions and computed names are left to Hydra."""
+    group = override.key_or_group
+    if override.type is OverrideType.DEL or not _is_group(group, loader):
+        return []
+    problems = []
+    for choice in _choices(override):
+        folder, _, name = f"{group}/{choice}".rpartition("/")
+        known = loader.get_group_options(folder)
+        if re.fullmatch(r"[\w./-]+", choice) and name not in known:
+            problems.append(unknown(group, choice, known or loader.get_group_options(group)))
+    return problems
+
+
+def _choices(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    value = override.value()
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
+def _jobs(overrides: Sequence[Override], loader: ConfigLoader) -> list[list[str]]:
+    """Command lines without sweeps, groups first, that between them try every entry of a swept group."""
+    ordered = sorted(overrides, key=lambda override: not _is_group(override.key_or_group, loader))
+    columns = [column for override in ordered if (column := _singles(override, loader))]
+    return [
+        [column[row % len(column)] for column in columns]
+        for row in range(max((len(column) for column in columns), default=1))
+    ]
+
+
+def _singles(override: Override, loader: ConfigLoader) -> list[str]:
+    """An override as one or several without a sweep; one value suffices to judge a key."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    value = override.value()
+    values = [str(value.start)] if isinstance(value, IntervalSweep) else _choices(override)
+    if not _is_group(override.key_or_group, loader):
+        values = values[:1]
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _refused(config_name: str, job: Sequence[str], loader: ConfigLoader) -> list[str]:
+    """What Hydra refuses: overrides are added one at a time to those that it takes."""
+    if _complaint(config_name, job) is None:
+        return []
+    problems: list[str] = []
+    taken: list[str] = []
+    standing = _complaint(config_name, taken)
+    for override in job:
+        complaint = _complaint(config_name, [*taken, override])
+        if complaint is None or standing is not None:  # an override is not blamed for what was wrong before
+            taken, standing = [*taken, override], complaint
+        else:
+            problems.append(_explained(override, complaint, config_name, taken, loader))
+    return problems if standing is None else [*problems, one_line(standing)]
+
+
+def _complaint(config_name: str, job: Sequence[str]) -> Exception | None:
+    """Why a command line does not compose; Hydra raises anything from OSError to ValueError for that."""
+    try:
+        compose(config_name, list(job))
+    except Exception as error:
+        return error
+    return None
+
+
+def _explained(
+    override: str, complaint: Exception, config_name: str, taken: Sequence[str], loader: ConfigLoader
+) -> str:
+    if not isinstance(complaint.__cause__, ConfigAttributeError | ConfigKeyError):
+        return f"{override}: {one_line(complaint)}"
+    key = override.partition("=")[0]
+    cfg = compose(config_name, list(taken), return_hydra_config=key.startswith("hydra."))
+    keys = {*_dotted_keys(OmegaConf.to_container(cfg)), *loader.list_groups("")} - {"hydra"}
+    return _unknown_key(key, keys)
+
+
+def _dotted_keys(node: Any, above: str = "") -> Iterator[str]:
+    for name, child in node.items() if isinstance(node, dict) else ():
+        if name != "_target_":
+            yield f"{above}{name}"
+            yield from _dotted_keys(child, f"{above}{name}.")
+
+
+def _unknown_key(key: str, keys: Iterable[str]) -> str:
+    """Names the keys beside the unknown one and those that end alike, else the near misses."""
+    above, _, last = key.rpartition(".")
+    related = [name for name in keys if name.rpartition(".")[0] == above or name.rpartition(".")[2] == last]
+    return unknown("key", key, related or difflib.get_close_matches(key, keys) or keys)
+
+
+def _sweeps(config_name: str, overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
+    """Sweeps outside a multirun, which is asked for by a flag or by the configuration itself."""
+    sweeps = [str(override.input_line) for override in overrides if override.is_sweep_override()]
+    if not sweeps:
+        return []
+    cfg = compose(config_name, _jobs(overrides, loader)[0], return_hydra_config=True)
+    if cfg.hydra.mode is RunMode.MULTIRUN:
+        return []
+    return [f"{text}: add -m to run one job per value (a list is written [a,b])" for text in sweeps]
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raise one ConfigError that lists every value that is missing or refers to nothing."""
+    problems = dict.fromkeys(_broken_values(cfg, ""))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _broken_values(node: Any, above: str) -> Iterator[str]:
+    for name in names(node):
+        key = f"{above}.{name}" if above else str(name)
+        if problem := broken_value(node, name, key):
+            yield problem
+        elif not OmegaConf.is_interpolation(node, name):
+            yield from _broken_values(node[name], key)
+
+
+def broken_value(node: Any, name: Any, key: str) -> str | None:
+    """Why a value cannot be read, in words; None if it can."""
+    try:
+        node[name]
+    except InterpolationToMissingValueError as error:
+        missing = one_line(error).rpartition(": ")[2]
+        return f"{missing} has no value: add {missing}=..."
+    except MissingMandatoryValue:
+        return f"{key} has no value: add {key}=..."
+    except OmegaConfBaseException as error:
+        return f"{key}: {one_line(error)}"
+    return None
+
+
+def home(node: Any, name: Any, key: str) -> str:
+    """The key a user overrides: that of the value itself, or of the value it is taken from."""
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    alias = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw[name]))
+    return alias[1] if alias else key
+
+
+def names(node: Any) -> list[Any]:
+    """The keys of a section, the positions of a list, and nothing of a value."""
+    if isinstance(node, DictConfig):
+        return list(node.keys())
+    return list(range(len(node))) if isinstance(node, ListConfig) else []

@@ -1,0 +1,20 @@
+"""Sources of careers: one module per source, each with settings and a ``read``."""
+
+from typing import Protocol
+
+from labor_llm.careers import Careers, SplitByPerson
+
+
+class Dataset(Protocol):
+    """What a run needs of a source."""
+
+    @property
+    def name(self) -> str:
+        """Names the dataset in folders and tables."""
+
+    @property
+    def split(self) -> SplitByPerson:
+        """How its persons are divided into train, valid and test."""
+
+    def read(self) -> Careers:
+        """The validated table, from the raw files."""

@@ -1,0 +1,100 @@
+"""Adapters: which weights of a backbone are trained, and how they are saved."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from labor_llm.errors import ConfigError
+from labor_llm.language.backbones import Backbone, HubBackbone
+
+SETTINGS = ConfigDict(extra="forbid")
+
+
+class Adapter(ABC):
+    """Makes a backbone trainable."""
+
+    name: str
+    learning_rate: float
+
+    @abstractmethod
+    def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
+        """The type of the backbone's weights where matrix products are done in ``mixed``."""
+
+    @abstractmethod
+    def apply(self, model: PreTrainedModel, backbone: Backbone) -> torch.nn.Module:
+        """The model with exactly the weights to train requiring gradients; they are float32."""
+
+    @abstractmethod
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write what was trained."""
+
+    @abstractmethod
+    def load(
+        self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    ) -> torch.nn.Module:
+        """The trained model again."""
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class FullFineTuning(Adapter):
+    """No adapter: all weights are trained, as float32 masters."""
+
+    name: str = "none"
+    learning_rate: float = Field(gt=0)
+
+    def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
+        return torch.float32
+
+    def apply(self, model: PreTrainedModel, backbone: Backbone) -> torch.nn.Module:
+        return model
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)
+
+    def load(
+        self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    ) -> torch.nn.Module:
+        saved = HubBackbone(name=backbone.name, path=str(folder), attention=getattr(backbone, "attention", "sdpa"))
+        return saved.model(tokenizer, dtype)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Lora(Adapter):
+    """Low-rank adapters on every linear layer (arXiv 2106.09685): base frozen, adapters in float32."""
+
+    name: str = "lora"
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+
+    def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
+        return mixed
+
+    def apply(self, model: PreTrainedModel, backbone: Backbone) -> torch.nn.Module:
+        if not backbone.pretrained:
+            raise ConfigError(
+                f"adapter=lora: backbone {backbone.name!r} has random weights; the adapter would be saved "
+                "without them. Use adapter=none, or a backbone with weights such as backbone=gpt2."
+            )
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            target_modules="all-linear",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+        )
+        return get_peft_model(model, config)
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder, save_embedding_layers=False)
+
+    def load(
+        self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    ) -> torch.nn.Module:
+        return PeftModel.from_pretrained(backbone.model(tokenizer, dtype), folder)

@@ -1,0 +1,138 @@
+"""Backbones: the causal language models that are fine-tuned, from scratch or loaded, with their tokenizers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from labor_llm.errors import ConfigError
+
+SETTINGS = ConfigDict(extra="forbid")
+BOS, PAD = "<|begin|>", "<|pad|>"
+
+
+class Backbone(ABC):
+    """Where a language model and its tokenizer come from."""
+
+    name: str
+    learning_rate: float
+    """Peak learning rate when all weights are trained."""
+    pretrained: bool
+
+    @abstractmethod
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """The tokenizer; one that is made from scratch learns from the training texts."""
+
+    @abstractmethod
+    def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with its weights in the given type."""
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ScratchBackbone(Backbone):
+    """A Llama of any size with random weights and a byte-level BPE of its own: nothing to download."""
+
+    name: str
+    layers: int = Field(ge=1)
+    width: int = Field(ge=8)
+    heads: int = Field(ge=1)
+    feed_forward: int = Field(ge=8)
+    vocabulary: int = Field(ge=300)
+    context: int = Field(default=1024, ge=16)
+    learning_rate: float = Field(gt=0)
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
+
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        bpe = Tokenizer(BPE())
+        bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        bpe.decoder = ByteLevelDecoder()
+        trainer = BpeTrainer(
+            vocab_size=self.vocabulary,
+            special_tokens=[BOS, PAD],
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        bpe.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))])
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, pad_token=PAD)
+
+    def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=self.context,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return LlamaForCausalLM(config).to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class HubBackbone(Backbone):
+    """Any causal language model by Hugging Face name or folder; safetensors only, no code from the hub."""
+
+    name: str
+    path: str
+    """A name on the hub, such as ``openai-community/gpt2``, or a folder on this machine."""
+    revision: str | None = None
+    attention: str = "sdpa"
+    learning_rate: float = Field(default=2e-5, gt=0)
+    pretrained: bool = True
+
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(self._source, revision=self.revision, use_fast=True)
+        except (OSError, ValueError) as error:
+            raise self._not_loaded("tokenizer", error) from error
+
+    def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                self._source,
+                revision=self.revision,
+                dtype=dtype,
+                attn_implementation=self.attention,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            raise self._not_loaded("model", error) from error
+
+    @property
+    def _source(self) -> str:
+        return str(Path(self.path).expanduser())
+
+    def _not_loaded(self, part: str, error: Exception) -> ConfigError:
+        reason = str(error).strip().splitlines()[0]
+        return ConfigError(
+            f"backbone.path: the {part} of {self.path!r} could not be loaded ({reason}). Without internet, copy "
+            "the model's folder (config.json, tokenizer.json, *.safetensors) to this machine and set "
+            "backbone.path=/its/folder; a gated model also needs `hf auth login` first."
+        )

@@ -1,0 +1,289 @@
+"""Fine-tuning and scoring of a causal language model on careers, by Lightning's Trainer."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as L
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+from transformers import get_cosine_schedule_with_warmup
+
+from labor_llm.language.batches import (
+    IGNORED,
+    CareerBatch,
+    ScoringBatch,
+    ScoringBatches,
+    TrainingBatches,
+    ValidationBatches,
+)
+from labor_llm.language.scoring import ExactScoring, TitleScorer, self_check
+from labor_llm.language.tokens import EncodedCareers
+from labor_llm.language.trie import TitleTrie
+from labor_llm.tracking import Tracker
+
+MONITOR = "valid/perplexity_raw"
+"""exp of minus the mean log-probability of the realised title before normalisation: one pass per career."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TrainerSettings:
+    """How long, how fast and on what a language model is trained."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate, after the warm-up and before the cosine decay."""
+    max_epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    """Careers per optimizer step."""
+    micro_batch_size: int = Field(default=32, ge=1)
+    """Careers per forward pass; smaller needs less memory and changes nothing else."""
+    loss_on: Literal["all", "titles"] = "all"
+    """Learn to write the whole text, or only the titles in it."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of all steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    patience: int = Field(default=3, ge=1)
+    """Stop after so many validations without a better perplexity; the best weights are kept."""
+    validate_every: float = Field(default=1.0, gt=0, le=1)
+    """Share of an epoch between validations."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Optimizer steps between checkpoints to resume from."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bfloat16 products where the GPU or the processor multiplies them faster, else float32."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+
+    @property
+    def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
+        """The precision with ``auto`` decided for this machine."""
+        if self.precision != "auto":
+            return self.precision
+        if self.accelerator != "cpu" and torch.cuda.is_available():
+            return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        return "bf16-mixed" if _processor_has_bf16() else "32-true"
+
+
+class FineTuning(L.LightningModule):
+    """Trains a causal language model to write careers, validates on their titles, and scores choice sets."""
+
+    trie: TitleTrie
+    scoring: ExactScoring
+    scorer: TitleScorer
+
+    def __init__(self, model: torch.nn.Module, settings: TrainerSettings, total_steps: int, seed: int) -> None:
+        super().__init__()
+        self.model, self.settings, self.total_steps, self.seed = model, settings, total_steps, seed
+        self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
+        self.valid_nll = MeanMetric()
+
+    def on_train_batch_start(self, batch: CareerBatch, batch_idx: int) -> None:
+        """Dropout follows from the seed and the place in training, so that a resumed run repeats it."""
+        state = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx)).generate_state(1)
+        torch.manual_seed(int(state[0]))
+
+    def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
+        loss = self._nll(batch) / batch["step_tokens"] * self.trainer.accumulate_grad_batches
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: CareerBatch, batch_idx: int) -> None:
+        self.valid_nll.update(self._nll(batch) / batch["records"], weight=batch["records"])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log(MONITOR, self.valid_nll.compute().exp(), prog_bar=True)
+        self.valid_nll.reset()
+
+    def on_predict_start(self) -> None:
+        """Lay the trie out on the model's device, and check the scores of one career the plain way."""
+        self.scorer = TitleScorer(self.model, self.trie, self.scoring.max_tokens)
+        batch = self.trainer.predict_dataloaders.dataset[0]
+        known = batch["records_BR"][0] >= 0
+        self_check(
+            self.scorer, batch["ids_BL"][0].to(self.device), batch["prompt_ends_BR"][0][known].to(self.device)
+        )
+
+    def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """The places of the batch's records in the table, and their scores, (N,) and (N, J)."""
+        known = batch["records_BR"] >= 0
+        scores_BRJ = self.scorer.score(batch["ids_BL"], batch["prompt_ends_BR"])
+        return batch["records_BR"][known].cpu(), scores_BRJ[known].cpu()
+
+    def configure_optimizers(self) -> Any:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+        warmup = round(self.settings.warmup * self.total_steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained: a frozen base is not written again."""
+        trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def load_trained(self, checkpoint: Path) -> None:
+        """Take over the trained weights of a checkpoint; every one of them must be there."""
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
+        if set(weights) != trained:
+            raise RuntimeError(f"{checkpoint} does not hold the trained weights of this model")
+        self.load_state_dict(weights, strict=False)
+
+    def _nll(self, batch: CareerBatch) -> Tensor:
+        """Minus the log-probability of all labelled tokens, summed, in nats."""
+        logits_BLV = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
+        return cross_entropy(
+            logits_BLV[:, :-1].flatten(0, 1).float(),
+            batch["labels"][:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+
+class TrackerLogger(Logger):
+    """Hands Lightning's metrics to a tracker."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    @property
+    def name(self) -> str:
+        return "labor_llm"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Tracker:
+        """The tracker."""
+        return self._tracker
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The config is handed to the tracker when it starts, not here."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Pass the metrics on."""
+        self._tracker.log(dict(metrics), step or 0)
+
+
+def fine_tune(
+    module: FineTuning,
+    train: TrainingBatches,
+    valid: ValidationBatches,
+    tracker: Tracker,
+    folder: Path | None,
+    progress: bool,
+) -> None:
+    """Train until the epochs or the patience end, then take the weights of the best validation.
+
+    A checkpoint in ``folder`` that an interrupted call left is resumed from, to the same weights as if it had
+    not been interrupted (bit for bit in float32 on a CPU).
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = folder or Path(scratch)
+        last = checkpoints / "last.ckpt"
+        trainer = lightning_trainer(
+            module.settings,
+            progress,
+            callbacks=_fitting_callbacks(module.settings, checkpoints),
+            logger=TrackerLogger(tracker),
+            max_epochs=module.settings.max_epochs,
+            accumulate_grad_batches=train.parts,
+            gradient_clip_val=module.settings.clip_norm,
+            val_check_interval=module.settings.validate_every,
+            log_every_n_steps=min(10, len(train)),
+            num_sanity_val_steps=0,
+        )
+        module.train()  # a loaded model comes without dropout
+        trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
+        module.load_trained(checkpoints / "best.ckpt")
+
+
+def score_careers(
+    module: FineTuning, encoded: EncodedCareers, trie: TitleTrie, scoring: ExactScoring, progress: bool
+) -> Tensor:
+    """Log-probabilities before normalisation of all titles for all records, (N, J), by the predict loop."""
+    module.trie, module.scoring = trie, scoring
+    batches = ScoringBatches(encoded, trie.width, scoring.max_tokens)
+    loader = DataLoader(batches, batch_size=None)
+    scored = lightning_trainer(module.settings, progress, logger=False).predict(module, loader)
+    assert scored is not None
+    raw_NJ = torch.empty(len(encoded.prompt_ends), len(trie.title_edges_JD))
+    for records, scores in scored:
+        raw_NJ[records] = scores
+    return raw_NJ
+
+
+def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: Any) -> L.Trainer:
+    """A Trainer on one device, quiet but for its progress bar."""
+    callbacks: list[Callback] = arguments.pop("callbacks", [])
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=1,
+        precision=settings.resolved_precision,
+        callbacks=[*callbacks, *([RichProgressBar()] if progress else [])],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        use_distributed_sampler=False,
+        **arguments,
+    )
+
+
+class ResumePoint(Checkpoint):
+    """Keeps ``last.ckpt``, every so many steps and after every validation.
+
+    Not on a step that a validation follows: Lightning would not validate again when it resumes there, and the
+    choice of the best weights would differ from that of a run that was not interrupted.
+    """
+
+    def __init__(self, path: Path, every: int, stopping: EarlyStopping) -> None:
+        self.path, self.every, self.stopping = path, every, stopping
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that was interrupted after its patience had ended does not train on."""
+        trainer.should_stop = trainer.should_stop or self.stopping.stopped_epoch > 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        validates = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.val_check_batch == 0
+        stepped = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % self.every == 0 and not validates:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def _fitting_callbacks(settings: TrainerSettings, folder: Path) -> list[Callback]:
+    """Best weights, patience, and last of all the point to resume from, which holds the others' state."""
+    stopping = EarlyStopping(MONITOR, mode="min", patience=settings.patience, check_on_train_epoch_end=False)
+    best = ModelCheckpoint(
+        folder, "best", MONITOR, mode="min", save_on_train_epoch_end=False, enable_version_counter=False
+    )
+    return [stopping, best, ResumePoint(folder / "last.ckpt", settings.checkpoint_every, stopping)]
+
+
+def _processor_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32, as far as torch can tell."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,101 @@
+"""The contract of every occupation model: fit, then log-probabilities over the choice set for every record."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labor_llm.careers import Careers
+from labor_llm.errors import RunError
+from labor_llm.predictions import ChoiceProbabilities
+from labor_llm.tracking import NoTracker, Tracker
+
+
+CHOICE_SET_FILE = "choice_set.json"
+
+
+def choice_set(train: Careers) -> tuple[str, ...]:
+    """The codes seen in training and the taxonomy's special states, in the taxonomy's order."""
+    seen = set(train.table["occupation"].unique()) | train.taxonomy.states
+    return tuple(code for code in train.taxonomy.codes if code in seen)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a model that takes long keeps what it needs to resume, and whom it tells how it fares."""
+
+    folder: Path | None = None
+    """Checkpoints go here; None keeps nothing, and an interrupted fit starts again."""
+    tracker: Tracker = field(default_factory=NoTracker)
+    progress: bool = False
+
+
+class OccupationModel(ABC):
+    """Predicts the occupation of every record from the records before it and what is known at it.
+
+    Shapes: N records in the order of the table, J occupations in ``choice_set`` order. A subclass writes
+    ``_fit``, ``_predict``, ``_save`` and ``_load``; the public methods check.
+    """
+
+    name: str
+    choice_set: tuple[str, ...] = ()
+
+    def fit(
+        self,
+        train: Careers,
+        valid: Careers,
+        choice_set: Sequence[str],
+        workspace: Workspace | None = None,
+    ) -> Self:
+        """Learn from ``train``; ``valid`` is for choosing (smoothing, stopping), never for learning."""
+        self.choice_set = tuple(choice_set)
+        self._fit(train, valid, workspace or Workspace())
+        return self
+
+    def predict(self, careers: Careers, workspace: Workspace | None = None) -> ChoiceProbabilities:
+        """Log-probabilities (N, J) and the log of the mass before normalisation (N,), natural logs."""
+        self._check_fitted("predict")
+        return self._predict(careers, workspace or Workspace())
+
+    def log_probs(self, careers: Careers) -> NDArray[np.floating]:
+        """Log-probabilities in nats, shape (N, J); the probabilities of a row sum to one."""
+        return self.predict(careers).log_probs_NJ
+
+    def save(self, folder: Path) -> None:
+        """Write all that ``load`` needs into the folder; no pickles."""
+        self._check_fitted("save")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CHOICE_SET_FILE).write_text(json.dumps(self.choice_set))
+        self._save(folder)
+
+    def load(self, folder: Path) -> Self:
+        """Take over what ``save`` wrote for a model of the same settings."""
+        path = folder / CHOICE_SET_FILE
+        if not path.is_file():
+            raise RunError(
+                f"no fitted model in {folder}: {CHOICE_SET_FILE} is missing. Name a complete run folder."
+            )
+        self.choice_set = tuple(json.loads(path.read_text()))
+        self._load(folder)
+        return self
+
+    def _check_fitted(self, method: str) -> None:
+        if not self.choice_set:
+            raise RuntimeError(f"{type(self).__name__}.{method} was called before fit")
+
+    @abstractmethod
+    def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None: ...
+
+    @abstractmethod
+    def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities: ...
+
+    @abstractmethod
+    def _save(self, folder: Path) -> None: ...
+
+    @abstractmethod
+    def _load(self, folder: Path) -> None: ...

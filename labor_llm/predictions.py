@@ -1,0 +1,163 @@
+"""What a model said about every record, as one table: all that evaluation needs, and no model.
+
+Shapes: N records in the order of the careers table, J occupations in the order of the choice set.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from labor_llm.careers import Careers
+from labor_llm.errors import RunError
+
+METADATA_KEY = "labor_llm.choice_set"
+COLUMNS = (
+    "person_id",
+    "year",
+    "occupation",
+    "in_choice_set",
+    "log_prob",
+    "log_mass",
+    "rank",
+    "first",
+    "moved",
+    "log_prob_stay",
+    "weight",
+)
+BLOCK = 1 << 14
+"""Rows that are looked at together: temporary arrays stay below 50 MB for 335 occupations."""
+TOLERANCE = 1e-4
+"""By how much the probabilities of a row may miss one."""
+
+
+@dataclass(frozen=True)
+class ChoiceProbabilities:
+    """What a model predicts, in natural logs."""
+
+    log_probs_NJ: NDArray[np.floating]
+    """Log-probabilities; the probabilities of a row sum to one."""
+    log_mass_N: NDArray[np.floating]
+    """Log of what the row summed to before it was normalised; zero for models that need no normalising."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row per record, in the order of the careers table.
+
+    ``in_choice_set``: whether the model could have named the occupation; where it could not, ``log_prob`` and
+    ``rank`` are null. ``rank``: one plus the number of occupations that are strictly more probable.
+    ``first``: the person has no earlier record; ``moved`` and ``log_prob_stay`` (of the occupation of the
+    record before) are then null, and ``log_prob_stay`` also where that occupation is outside the choice set.
+    ``log_probs``: the whole distribution in float32, if kept.
+    """
+
+    table: pl.DataFrame
+    choice_set: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        careers: Careers,
+        choice_set: Sequence[str],
+        probabilities: ChoiceProbabilities,
+        keep_distribution: bool = True,
+    ) -> Self:
+        """Look up what was realised; a RuntimeError, for it is our mistake, if these are no probabilities."""
+        _check(probabilities, len(careers), len(choice_set))
+        log_probs_NJ = probabilities.log_probs_NJ
+        occupation, previous = careers.table["occupation"], careers.previous
+        realised_N = choice_indices(occupation, choice_set)
+        log_prob = _picked(log_probs_NJ, realised_N)
+        known = log_prob.is_not_null()
+        table = careers.table.select("person_id", "year", "occupation").with_columns(
+            in_choice_set=known,
+            log_prob=log_prob,
+            log_mass=pl.Series(probabilities.log_mass_N, dtype=pl.Float64),
+            rank=pl.when(known).then(pl.Series(_ranks(log_probs_NJ, realised_N))),
+            first=previous.is_null(),
+            moved=occupation != previous,
+            log_prob_stay=_picked(log_probs_NJ, choice_indices(previous, choice_set)),
+            weight=careers.table["weight"],
+        )
+        if keep_distribution:
+            table = table.with_columns(log_probs=_distribution(log_probs_NJ))
+        return cls(table, tuple(choice_set))
+
+    def write(self, path: Path) -> None:
+        """Write a Parquet file, whole or not at all."""
+        partial = path.with_name(f"{path.name}.partial")
+        self.table.write_parquet(partial, metadata={METADATA_KEY: json.dumps(self.choice_set)})
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path, distribution: bool = True) -> Self:
+        """Read what ``write`` wrote, without the column ``log_probs`` if ``distribution`` is false.
+
+        A RunError if the file is missing or is something else.
+        """
+        if not path.is_file():
+            raise RunError(f"there are no predictions at {path}; name the file of a complete run.")
+        try:
+            choice_set = pl.read_parquet_metadata(path)[METADATA_KEY]
+        except (pl.exceptions.ComputeError, KeyError):
+            raise RunError(f"{path} is not a file of predictions written by labor-llm.") from None
+        table = pl.read_parquet(path, columns=None if distribution else list(COLUMNS))
+        return cls(table, tuple(json.loads(choice_set)))
+
+
+def choice_indices(codes: pl.Series, choice_set: Sequence[str]) -> NDArray[np.int64]:
+    """The place of every code in the choice set, -1 where it is missing from it or null; shape (N,)."""
+    places = {code: place for place, code in enumerate(choice_set)}
+    return codes.replace_strict(places, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+
+
+def _picked(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> pl.Series:
+    """One log-probability per row, null where the place is -1."""
+    picked_N = log_probs_NJ[np.arange(len(places_N)), places_N.clip(min=0)].astype(np.float64)
+    return pl.Series(np.where(places_N < 0, np.nan, picked_N), nan_to_null=True)
+
+
+def _ranks(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> NDArray[np.int32]:
+    """One plus the number of strictly greater entries of the row; meaningless where the place is -1."""
+    ranks_N = np.empty(len(places_N), dtype=np.int32)
+    for rows in _blocks(len(places_N)):
+        chosen = np.take_along_axis(log_probs_NJ[rows], places_N[rows, None].clip(min=0), axis=1)
+        ranks_N[rows] = 1 + (log_probs_NJ[rows] > chosen).sum(axis=1)
+    return ranks_N
+
+
+def _distribution(log_probs_NJ: NDArray[np.floating]) -> pl.Series:
+    values = np.ascontiguousarray(log_probs_NJ, dtype=np.float32)
+    return pl.Series(values, dtype=pl.Array(pl.Float32, values.shape[1]))
+
+
+def _check(probabilities: ChoiceProbabilities, records: int, occupations: int) -> None:
+    """Raise a RuntimeError that names the first row that is no distribution."""
+    log_probs_NJ, log_mass_N = probabilities.log_probs_NJ, probabilities.log_mass_N
+    if log_probs_NJ.shape != (records, occupations) or log_mass_N.shape != (records,):
+        raise RuntimeError(
+            f"expected log-probabilities of shape {(records, occupations)} and log-masses of shape "
+            f"{(records,)}, got {log_probs_NJ.shape} and {log_mass_N.shape}"
+        )
+    if np.isnan(log_mass_N).any():
+        raise RuntimeError(f"the log-mass of row {np.isnan(log_mass_N).argmax()} is not a number")
+    for rows in _blocks(records):
+        with np.errstate(over="ignore"):
+            sums = np.exp(log_probs_NJ[rows]).sum(axis=1, dtype=np.float64)
+        wrong = ~(np.abs(sums - 1) <= TOLERANCE)  # true for a NaN
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise RuntimeError(
+                f"the probabilities of row {rows.start + first} sum to {sums[first]:.6g}, not to one"
+            )
+
+
+def _blocks(records: int) -> Iterator[slice]:
+    for start in range(0, records, BLOCK):
+        yield slice(start, start + BLOCK)

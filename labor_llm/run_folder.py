@@ -1,0 +1,107 @@
+"""The run folder: what a run writes, where, and how the same command finds it again.
+
+    <outputs>/<dataset>/<name>/<time>-<hash>/
+        config.yaml  environment.txt  run.log  metrics.jsonl  metrics.json  predictions.parquet  model/  complete
+
+The hash is of the resolved config and the data's fingerprint, so a sweep that is run again skips what is
+complete and resumes what is not. ``complete`` is written last.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from labor_llm.errors import RunError
+
+MARKER = "complete"
+CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
+    "config.yaml",
+    "metrics.json",
+    "predictions.parquet",
+    "model",
+    "checkpoints",
+)
+
+
+def find_or_create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
+    """The newest folder of the same settings, else a new one with its config and environment written.
+
+    ``decisive`` is what the results depend on: a run that differs elsewhere (tracker, paths) is the same run.
+    """
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    if found := sorted(parent.glob(f"*-{digest}")):
+        return found[-1]
+    folder = parent / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "environment.txt").write_text(environment())
+    write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run ended and wrote all its results."""
+    return (folder / MARKER).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config of a complete run."""
+    if not is_complete(folder):
+        what = "is not complete: run its command again to resume it" if folder.is_dir() else "does not exist"
+        raise RunError(f"run folder {folder} {what}.")
+    config: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
+    return config
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the run folder, and the package's log in its ``run.log``."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("labor_llm")
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            package.addHandler(handler)
+            yield
+    except Timeout:
+        raise RunError(f"another process is running in {folder}; wait for it, or stop it.") from None
+    except Exception:
+        package.exception("the run failed")
+        raise
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+def environment() -> str:
+    """Python, platform, the code's commit and every installed package, one a line."""
+    packages = sorted({f"{dist.name}=={dist.version}" for dist in distributions()}, key=str.lower)
+    head = [f"python {platform.python_version()}", platform.platform(), f"commit {git_commit() or 'unknown'}"]
+    return "\n".join([*head, *packages]) + "\n"
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with ``+`` if it was changed since; None outside a checkout."""
+    code = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(code), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

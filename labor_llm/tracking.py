@@ -1,0 +1,134 @@
+"""Trackers: where the aggregates of a run go while it goes on. Survey records never go to any of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+if TYPE_CHECKING:
+    import wandb
+
+METRICS_FILE = "metrics.jsonl"
+SETTINGS = ConfigDict(extra="forbid")
+
+
+class Tracker(Protocol):
+    """Receives numbers while a run goes on, then the results and how it ended."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def summarize(self, results: Mapping[str, float]) -> None: ...
+
+    def finish(self, failed: bool = False) -> None: ...
+
+
+class NoTracker:
+    """Keeps nothing: for models that are fitted outside a run."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Forget the metrics."""
+
+    def summarize(self, results: Mapping[str, float]) -> None:
+        """Forget the results."""
+
+    def finish(self, failed: bool = False) -> None:
+        """Nothing to close."""
+
+
+class MetricsFile:
+    """One JSON object a line. A resumed run appends: of two lines with the same step, the later one holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def summarize(self, results: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"summary": dict(results)}) + "\n")
+
+    def finish(self, failed: bool = False) -> None:
+        self._file.close()
+
+
+class WandbRun(MetricsFile):
+    """A Weights & Biases run beside the metrics file; both receive the same numbers."""
+
+    def __init__(self, folder: Path, run: "wandb.Run") -> None:
+        super().__init__(folder)
+        self._run = run
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        super().log(metrics, step)
+        self._run.log({"step": step, **metrics})
+
+    def summarize(self, results: Mapping[str, float]) -> None:
+        super().summarize(results)
+        self._run.summary.update(dict(results))
+
+    def finish(self, failed: bool = False) -> None:
+        super().finish(failed)
+        self._run.finish(exit_code=int(failed))
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class JsonLines:
+    """Metrics go into the run folder's ``metrics.jsonl`` and nowhere else."""
+
+    name: str = "jsonl"
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> Tracker:
+        """Open the metrics file of a run."""
+        return MetricsFile(folder)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Wandb:
+    """Weights & Biases; offline unless told otherwise, read with ``wandb leet`` or sent with ``wandb sync``."""
+
+    name: str = "wandb"
+    mode: Literal["offline", "online"] = "offline"
+    project: str = "labor-llm"
+    entity: str | None = None
+    base_url: str | None = None
+    """Address of a self-hosted server; W&B's own if None."""
+    run_name: str | None = None
+    group: str | None = None
+    tags: Sequence[str] = ()
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> Tracker:
+        """Open one W&B run for a run folder; a resumed folder continues the run of the same id.
+
+        Code, git diffs, console output and host details are not captured: what leaves the machine is the
+        config and what is logged, nothing else.
+        """
+        import wandb
+
+        settings = wandb.Settings(
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            x_disable_meta=True,
+            silent=True,
+            **({"base_url": self.base_url} if self.base_url else {}),
+        )
+        run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            dir=folder,
+            id=folder.name,
+            name=self.run_name,
+            group=self.group,
+            tags=list(self.tags),
+            config=dict(config),
+            mode=self.mode,
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
+        )
+        run.define_metric("*", step_metric="step")
+        return WandbRun(folder, run)

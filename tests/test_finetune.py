@@ -1,0 +1,141 @@
+"""Fine-tuning: gradients, resume after interruption, what is saved."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHOICES, TEST, TRAIN, VALID, language
+from pytorch_lightning.callbacks import Callback
+
+from labor_llm.errors import ConfigError
+from labor_llm.language import finetune
+from labor_llm.language.adapters import FullFineTuning, Lora
+from labor_llm.language.backbones import HubBackbone
+from labor_llm.language.batches import TrainingBatches
+from labor_llm.language.finetune import FineTuning, TrainerSettings
+from labor_llm.language.scoring import ExactScoring
+from labor_llm.language.tokens import CareerEncoder
+from labor_llm.models.base import Workspace
+from labor_llm.models.language import LanguageModel
+from labor_llm.templates import ResumeTemplate, Titles
+
+
+def hub_model(folder: Path, adapter=None, **settings) -> LanguageModel:
+    settings = {"learning_rate": 1e-3, "max_epochs": 1, "batch_size": 8, "accelerator": "cpu"} | settings
+    return LanguageModel(
+        name="small",
+        backbone=HubBackbone(name="small", path=str(folder)),
+        adapter=adapter or FullFineTuning(learning_rate=1e-3),
+        template=ResumeTemplate(),
+        label=Titles(),
+        scoring=ExactScoring(),
+        trainer=TrainerSettings(precision="32-true", **settings),
+        seed=1,
+    )
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(rank=4, dropout=0.1)], ids=["none", "lora"])
+def test_a_downloaded_model_is_fine_tuned_saved_and_loaded(model_folder, adapter, tmp_path):
+    model = hub_model(model_folder, adapter).fit(TRAIN, VALID, CHOICES)
+    model.save(tmp_path)
+    assert any(tmp_path.glob("adapter_model.safetensors" if adapter else "model.safetensors"))
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    loaded = hub_model(model_folder, adapter).load(tmp_path)
+    np.testing.assert_allclose(loaded.log_probs(TEST), model.log_probs(TEST), atol=1e-5)
+
+
+def test_lora_trains_the_adapter_in_float32_and_nothing_else(model_folder):
+    model = hub_model(model_folder, Lora(rank=4))
+    trained = model.adapter.apply(model.backbone.model(None, torch.bfloat16), model.backbone)
+    parts = {
+        (name.split(".")[-3], value.dtype) for name, value in trained.named_parameters() if value.requires_grad
+    }
+    assert parts == {("lora_A", torch.float32), ("lora_B", torch.float32)}
+
+
+def test_lora_on_random_weights_is_refused():
+    model = language()
+    with pytest.raises(ConfigError, match="random weights"):
+        Lora().apply(model.backbone.model(model.backbone.tokenizer(["text"]), torch.float32), model.backbone)
+
+
+def test_a_missing_model_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"backbone.path: .* could not be loaded .*copy the model's folder"):
+        hub_model(tmp_path / "nowhere").fit(TRAIN, VALID, CHOICES)
+
+
+@pytest.mark.parametrize("loss_on", ["all", "titles"])
+def test_gradients_do_not_depend_on_how_a_step_is_cut(loss_on):
+    def gradient(micro_batch_size):
+        torch.manual_seed(0)
+        model = language()
+        tokenizer = model.backbone.tokenizer(ResumeTemplate().texts(TRAIN, Titles()))
+        encoder = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy)
+        batches = TrainingBatches(encoder.encode(TRAIN), 8, micro_batch_size, loss_on, seed=0)
+        module = FineTuning(model.backbone.model(tokenizer, torch.float32), model.trainer, 1, 0)
+        for batch, _ in zip(batches, range(batches.parts), strict=False):
+            (module._nll(batch) / batch["step_tokens"]).backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+    torch.testing.assert_close(gradient(3), gradient(8), atol=1e-6, rtol=1e-4)
+
+
+class PowerCutError(Exception):
+    """Ends training in the middle."""
+
+
+class PowerCut(Callback):
+    """Ends training the n-th time that a hook is reached; nothing is saved on the way out."""
+
+    def __init__(self, hook: str, times: int) -> None:
+        self.left = times
+        setattr(self, hook, self.count)
+
+    def count(self, *args) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise PowerCutError
+
+
+QUICK = {"patience": 5}
+CUTS = [
+    ("on_train_batch_end", 4, QUICK),
+    ("on_train_batch_end", 11, QUICK),
+    ("on_validation_start", 2, QUICK),
+    ("on_validation_end", 2, {"patience": 1}),
+    *(
+        pytest.param(hook, times, settings, marks=pytest.mark.slow)
+        for hook, times in [("on_train_batch_end", n) for n in (1, 2, 5, 6, 9, 10, 14, 20)]
+        + [(f"on_validation_{end}", n) for end in ("start", "end") for n in (1, 2, 3)]
+        for settings in (QUICK, {"patience": 1}, {"patience": 5, "validate_every": 0.4})
+    ),
+]
+
+
+def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model._module.model.named_parameters()}
+
+
+@pytest.mark.parametrize(("hook", "times", "settings"), CUTS)
+def test_an_interrupted_fit_ends_with_the_same_weights(hook, times, settings, gpt2_folder, tmp_path, monkeypatch):
+    """Ten steps an epoch in two parts, dropout, and a learning rate that makes the best validation an early one."""
+
+    def model():
+        settings_ = {
+            "max_epochs": 3,
+            "checkpoint_every": 2,
+            "micro_batch_size": 4,
+            "learning_rate": 0.3,
+        } | settings
+        return hub_model(gpt2_folder, Lora(rank=4, dropout=0.2), **settings_)
+
+    whole = weights(model().fit(TRAIN, VALID, CHOICES))
+    callbacks = finetune._fitting_callbacks
+    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
+        patched.setattr(finetune, "_fitting_callbacks", lambda *args: [*callbacks(*args), PowerCut(hook, times)])
+        model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path))
+        raise PowerCutError  # patience ended the training before the cut
+    resumed = weights(model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path)))
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name

@@ -1,0 +1,118 @@
+"""The contract of every occupation model, and what is exact for each."""
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import CHOICES, TEST, TRAIN, VALID, language, panel
+
+from labor_llm.careers import Careers
+from labor_llm.errors import RunError
+from labor_llm.models.empirical import Empirical
+from labor_llm.models.markov import Markov
+from labor_llm.predictions import choice_indices
+
+MODELS = {"empirical": Empirical, "markov": Markov, "language": language}
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def make(request):
+    return MODELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def fitted(make):
+    return make().fit(TRAIN, VALID, CHOICES)
+
+
+def changed_after(year: int) -> Careers:
+    """The test careers with every occupation after the year replaced."""
+    later = pl.when(pl.col("year") > year).then(pl.lit("004")).otherwise("occupation").alias("occupation")
+    table = TEST.table.with_columns(later)
+    return Careers.validated(table, dataset="test", taxonomy=TEST.taxonomy, source="changed")
+
+
+def test_rows_are_distributions_over_the_choice_set(fitted):
+    log_probs = fitted.log_probs(TEST)
+    assert log_probs.shape == (len(TEST), len(CHOICES))
+    np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("year", [1980, 1983])
+def test_a_prediction_sees_neither_its_own_record_nor_later_ones(fitted, year):
+    up_to = (TEST.table["year"] <= year).to_numpy()
+    before, after = fitted.log_probs(TEST), fitted.log_probs(changed_after(year - 1))
+    np.testing.assert_allclose(after[up_to], before[up_to], atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_numbers(make, fitted):
+    np.testing.assert_array_equal(make().fit(TRAIN, VALID, CHOICES).log_probs(TEST), fitted.log_probs(TEST))
+
+
+def test_a_saved_model_predicts_the_same(make, fitted, tmp_path):
+    fitted.save(tmp_path)
+    loaded = make().load(tmp_path)
+    assert loaded.choice_set == CHOICES
+    np.testing.assert_allclose(loaded.log_probs(TEST), fitted.log_probs(TEST), atol=1e-6)
+
+
+def test_persons_do_not_influence_each_other(fitted):
+    alone = [fitted.log_probs(TEST.select_persons([person])) for person in ["p50", "p53"]]
+    together = fitted.log_probs(TEST.select_persons(["p50", "p53"]))
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4)
+
+
+def test_occupations_outside_the_choice_set_may_stand_in_a_history(fitted):
+    assert "004" not in CHOICES
+    odd = panel(person_id=["x"] * 3, year=[1980, 1981, 1982], occupation=["095", "004", "243"])
+    assert np.isfinite(fitted.log_probs(odd)).all()
+
+
+def test_one_record_and_no_covariates_suffice(fitted):
+    assert fitted.log_probs(panel(person_id=["x"], year=[1990], occupation=["095"])).shape == (
+        1,
+        len(CHOICES),
+    )
+
+
+def test_predicting_before_fit_names_the_model(make):
+    model = make()
+    with pytest.raises(RuntimeError, match=f"{type(model).__name__}.predict was called before fit"):
+        model.log_probs(TEST)
+
+
+def test_loading_from_an_empty_folder_is_refused(make, tmp_path):
+    with pytest.raises(RunError, match="no fitted model"):
+        make().load(tmp_path)
+
+
+def test_choice_set_is_what_training_saw_and_the_special_states():
+    assert set(CHOICES) == set(TRAIN.table["occupation"]) | TRAIN.taxonomy.states
+    assert list(CHOICES) == [code for code in TRAIN.taxonomy.codes if code in CHOICES]
+
+
+def test_choice_indices_mark_the_unknown():
+    codes = pl.Series(["095", "004", None])
+    assert choice_indices(codes, ("243", "095")).tolist() == [1, -1, -1]
+
+
+def test_empirical_is_the_smoothed_frequency():
+    model = Empirical().fit(TRAIN, VALID, CHOICES)
+    counts = np.array([(TRAIN.table["occupation"] == code).sum() for code in CHOICES])
+    shares = counts / counts.sum()
+    assert np.abs(model.shares_J_ - shares).max() < 0.02
+    assert (model.shares_J_ > 0).all()
+
+
+def test_markov_is_between_the_row_frequencies_and_the_margin():
+    model = Markov().fit(TRAIN, VALID, CHOICES)
+    pairs = TRAIN.table.select(to="occupation", before=TRAIN.previous).drop_nulls()
+    row = pairs.filter(pl.col("before") == "095")["to"]
+    stay = model.probabilities_IJ_[CHOICES.index("095"), CHOICES.index("095")]
+    assert (TRAIN.table["occupation"] == "095").mean() < stay <= (row == "095").mean()
+
+
+def test_language_model_keeps_the_mass_of_its_titles():
+    model = language(max_epochs=20).fit(TRAIN, VALID, CHOICES)
+    probabilities = model.predict(TEST)
+    assert (probabilities.log_mass_N <= 1e-5).all()
+    assert (probabilities.log_mass_N > np.log(0.5)).mean() > 0.5

@@ -1,0 +1,155 @@
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+import labor_llm.predictions
+from labor_llm.errors import RunError
+from labor_llm.predictions import ChoiceProbabilities, Predictions
+
+CHOICE_SET = ("cook", "nurse", "pilot", "unemployed")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """As much of Careers as predictions look at."""
+
+    table: pl.DataFrame
+
+    def __len__(self) -> int:
+        return self.table.height
+
+    @property
+    def previous(self) -> pl.Series:
+        return self.table.select(pl.col("occupation").shift().over("person_id")).to_series()
+
+
+def panel(careers: Mapping[str, list[str]]) -> Panel:
+    lines = [(person, 2000 + t, job, None) for person, jobs in careers.items() for t, job in enumerate(jobs)]
+    schema = {"person_id": pl.String, "year": pl.Int32, "occupation": pl.String, "weight": pl.Float64}
+    return Panel(pl.DataFrame(lines, schema=schema, orient="row"))
+
+
+@pytest.fixture
+def careers():
+    return panel({"a": ["cook", "cook", "astronaut", "nurse"], "b": ["pilot"], "c": ["nurse", "cook"]})
+
+
+@pytest.fixture
+def probabilities(careers):
+    shares_NJ = np.random.default_rng(0).dirichlet(np.ones(len(CHOICE_SET)), size=len(careers))
+    return ChoiceProbabilities(np.log(shares_NJ), -np.arange(len(careers), dtype=float))
+
+
+@pytest.fixture
+def predictions(careers, probabilities):
+    return Predictions.of(careers, CHOICE_SET, probabilities)
+
+
+def test_every_column_agrees_with_a_loop(careers, probabilities, predictions):
+    before = None
+    for line, log_probs_J, record in zip(
+        predictions.table.iter_rows(named=True),
+        probabilities.log_probs_NJ,
+        careers.table.iter_rows(named=True),
+        strict=True,
+    ):
+        history = before if before and before["person_id"] == record["person_id"] else None
+        log_prob = dict(zip(CHOICE_SET, log_probs_J, strict=True))
+        realised = log_prob.get(record["occupation"])
+        stay = log_prob.get(history["occupation"]) if history else None
+        assert line["in_choice_set"] == (realised is not None)
+        assert line["log_prob"] == realised
+        assert line["rank"] == (None if realised is None else 1 + sum(log_probs_J > realised))
+        assert line["first"] == (history is None)
+        assert line["moved"] == (None if history is None else record["occupation"] != history["occupation"])
+        assert line["log_prob_stay"] == stay
+        np.testing.assert_allclose(line["log_probs"], log_probs_J, rtol=1e-6)
+        before = record
+
+
+def test_columns_and_types(predictions):
+    assert predictions.table.schema == {
+        "person_id": pl.String,
+        "year": pl.Int32,
+        "occupation": pl.String,
+        "in_choice_set": pl.Boolean,
+        "log_prob": pl.Float64,
+        "log_mass": pl.Float64,
+        "rank": pl.Int32,
+        "first": pl.Boolean,
+        "moved": pl.Boolean,
+        "log_prob_stay": pl.Float64,
+        "weight": pl.Float64,
+        "log_probs": pl.Array(pl.Float32, 4),
+    }
+    assert predictions.table["log_mass"].to_list() == [0, -1, -2, -3, -4, -5, -6]
+
+
+def test_equally_probable_occupations_share_the_better_rank(careers):
+    uniform = ChoiceProbabilities(np.full((len(careers), 4), np.log(0.25)), np.zeros(len(careers)))
+    assert Predictions.of(careers, CHOICE_SET, uniform).table["rank"].drop_nulls().unique().to_list() == [1]
+
+
+def test_blocks_do_not_show(careers, probabilities, predictions, monkeypatch):
+    monkeypatch.setattr(labor_llm.predictions, "BLOCK", 3)
+    assert Predictions.of(careers, CHOICE_SET, probabilities).table.equals(predictions.table)
+
+
+def test_impossible_is_allowed(careers):
+    certain_NJ = np.full((len(careers), 4), -np.inf)
+    certain_NJ[:, 0] = 0
+    table = Predictions.of(careers, CHOICE_SET, ChoiceProbabilities(certain_NJ, np.zeros(len(careers)))).table
+    assert table["log_prob"].to_list() == [0, 0, None, -np.inf, -np.inf, -np.inf, 0]
+
+
+def test_no_records():
+    nothing = ChoiceProbabilities(np.zeros((0, 4)), np.zeros(0))
+    predictions = Predictions.of(panel({}), CHOICE_SET, nothing)
+    assert predictions.table.is_empty()
+    assert predictions.table.schema["log_probs"] == pl.Array(pl.Float32, 4)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 5000.0, 0.5])
+def test_what_is_no_distribution_is_refused_with_its_row(careers, probabilities, wrong):
+    probabilities.log_probs_NJ[4, 2] = wrong
+    with pytest.raises(RuntimeError, match="row 4 sum"):
+        Predictions.of(careers, CHOICE_SET, probabilities)
+
+
+def test_wrong_shapes_and_masses_are_refused(careers, probabilities):
+    with pytest.raises(RuntimeError, match=re.escape("(7, 3)")):
+        Predictions.of(careers, CHOICE_SET[:3], probabilities)
+    with pytest.raises(RuntimeError, match="log-masses"):
+        Predictions.of(careers, CHOICE_SET, replace(probabilities, log_mass_N=np.zeros(3)))
+    with pytest.raises(RuntimeError, match="log-mass of row 0"):
+        Predictions.of(careers, CHOICE_SET, replace(probabilities, log_mass_N=np.full(7, np.nan)))
+
+
+def test_a_file_holds_everything(predictions, tmp_path):
+    path = tmp_path / "predictions.parquet"
+    predictions.write(path)
+    again = Predictions.read(path)
+    assert again.table.equals(predictions.table)
+    assert again.table.schema == predictions.table.schema
+    assert again.choice_set == CHOICE_SET
+    assert Predictions.read(path, distribution=False).table.equals(predictions.table.drop("log_probs"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_distribution_may_be_left_out(careers, probabilities, predictions):
+    table = Predictions.of(careers, CHOICE_SET, probabilities, keep_distribution=False).table
+    assert table.equals(predictions.table.drop("log_probs"))
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(RunError, match="no predictions at"):
+        Predictions.read(tmp_path / "nowhere.parquet")
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_text("not Parquet at all")
+    for name in ("other.parquet", "text.parquet"):
+        with pytest.raises(RunError, match=f"{name} is not a file of predictions"):
+            Predictions.read(tmp_path / name)

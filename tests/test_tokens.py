@@ -1,0 +1,81 @@
+"""Text -> token ids: pieces, boundaries and round trips."""
+
+import logging
+
+import numpy as np
+import pytest
+from conftest import SPLIT_WORDS, bpe_tokenizer, chain_panel
+
+from labor_llm.errors import DataError
+from labor_llm.language.backbones import ScratchBackbone
+from labor_llm.language.tokens import CareerEncoder
+from labor_llm.templates import Codes, ResumeTemplate, Titles
+
+CAREERS = chain_panel(persons=12)
+TEXTS = ResumeTemplate().texts(CAREERS, Titles())
+SCRATCH = ScratchBackbone(name="x", layers=1, width=8, heads=1, feed_forward=8, vocabulary=500, learning_rate=1e-3)
+
+
+@pytest.fixture(params=[*SPLIT_WORDS, "scratch"])
+def tokenizer(request):
+    return SCRATCH.tokenizer(TEXTS) if request.param == "scratch" else bpe_tokenizer(request.param, TEXTS)
+
+
+@pytest.fixture(params=[Titles(), Codes()], ids=lambda label: label.name)
+def encoder(request, tokenizer):
+    return CareerEncoder(tokenizer, ResumeTemplate(), request.param, CAREERS.taxonomy)
+
+
+def test_pieces_laid_end_to_end_are_the_text(encoder):
+    encoded = encoder.encode(CAREERS)
+    texts = ResumeTemplate().texts(CAREERS, encoder.label)
+    for place, text in enumerate(texts):
+        ids = encoded.career(place)[0][len(encoder.prefix) :]
+        assert encoder.tokenizer.decode(ids) == text
+        assert tuple(ids) == tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_titles_stand_where_the_encoding_says(encoder):
+    encoded = encoder.encode(CAREERS)
+    for record, code in enumerate(CAREERS.table["occupation"]):
+        span = slice(encoded.prompt_ends[record], encoded.title_ends[record])
+        assert tuple(encoded.ids_T[span]) == encoder.titles[code]
+        assert encoded.in_title_T[span].all()
+        assert not encoded.in_title_T[encoded.prompt_ends[record] - 1]
+    assert encoded.in_title_T.sum() == (encoded.title_ends - encoded.prompt_ends).sum()
+
+
+def test_a_tokenizer_of_ones_own_begins_with_its_own_token():
+    tokenizer = SCRATCH.tokenizer(TEXTS)
+    encoder = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), CAREERS.taxonomy)
+    assert encoder.prefix == (tokenizer.bos_token_id,)
+    assert (encoder.encode(CAREERS).ids_T[encoder.encode(CAREERS).career_starts[:-1]] == encoder.prefix[0]).all()
+
+
+def test_a_tokenizer_that_loses_text_is_refused():
+    tokenizer = bpe_tokenizer("gpt2", TEXTS)
+    tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Lowercase()
+    with pytest.raises(DataError, match="does not keep"):
+        CareerEncoder(tokenizer, ResumeTemplate(), Titles(), CAREERS.taxonomy)
+
+
+def test_a_boundary_inside_a_token_is_reported(caplog):
+    tokenizer = bpe_tokenizer("gpt2", ["1980: Cooks\n"] * 50)
+    encoder = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), CAREERS.taxonomy)
+    encoder.titles = {code: (*ids, 0) for code, ids in encoder.titles.items()}
+    with caplog.at_level(logging.WARNING):
+        encoder.check_boundaries(CAREERS)
+    assert "otherwise in running text" in caplog.text
+
+
+def test_fingerprint_follows_the_ids(tokenizer):
+    def fingerprint(label):
+        return CareerEncoder(tokenizer, ResumeTemplate(), label, CAREERS.taxonomy).fingerprint
+
+    assert fingerprint(Titles()) == fingerprint(Titles()) != fingerprint(Codes())
+
+
+def test_lengths_and_starts_agree(encoder):
+    encoded = encoder.encode(CAREERS)
+    assert encoded.career_starts[-1] == len(encoded.ids_T)
+    np.testing.assert_array_equal(encoded.lengths, [len(encoded.career(p)[0]) for p in range(len(encoded))])
