@@ -5,7 +5,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def prepare(cfg: DictConfig) -> None:
     careers = read_prepared(dataset, Path(cfg.outputs))
     splits = dataset.split(careers)
     known = careers.previous.is_not_null()
-    stays = (careers.previous == careers.table["occupation"]).filter(known).mean()
+    stays = (careers.previous == careers.table["occupation"]).filter(known).to_numpy()
     logger.info("%s (%s)", careers.dataset, careers.source)
     logger.info(
         "%d persons, %d records, %d to %d, %d occupations; the same occupation as the record before in %.1f%%",
@@ -42,7 +41,7 @@ def prepare(cfg: DictConfig) -> None:
         careers.table["year"].min(),
         careers.table["year"].max(),
         careers.table["occupation"].n_unique(),
-        100 * float(stays or 0),
+        100 * stays.mean() if len(stays) else 0.0,
     )
     for part in ("train", "valid", "test"):
         chosen: Careers = getattr(splits, part)
@@ -161,7 +160,7 @@ def _prepared_path(dataset: Dataset, outputs: Path) -> Path:
 
 def _stamp(dataset: Dataset) -> dict[str, Any]:
     """What tells whether a prepared table is still that of the dataset: its settings and its raw file's state."""
-    settings = {key: value for key, value in asdict(dataset).items() if key not in ("split", "raw")}
+    settings = {key: value for key, value in vars(dataset).items() if key not in ("split", "raw")}
     raw: Path | None = getattr(dataset, "raw", None)
     state = None
     if raw is not None and raw.exists():

@@ -19,8 +19,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
 from labor_llm.errors import RunError
 
@@ -45,7 +45,7 @@ def find_or_create(parent: Path, config: Mapping[str, Any], decisive: Mapping[st
     folder = parent / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.txt").write_text(environment())
-    write_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     return folder
 
 
@@ -59,8 +59,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not is_complete(folder):
         what = "is not complete: run its command again to resume it" if folder.is_dir() else "does not exist"
         raise RunError(f"run folder {folder} {what}.")
-    config: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
-    return config
+    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Fine-tuning: gradients, resume after interruption, what is saved."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("hook", "times", "settings"), CUTS)
 def test_an_interrupted_fit_ends_with_the_same_weights(hook, times, settings, gpt2_folder, tmp_path, monkeypatch):
-    """Ten steps an epoch in two parts, dropout, and a learning rate that makes the best validation an early one."""
+    """Five steps an epoch in two parts each, dropout, and a learning rate so high that the best come early."""
 
     def model():
         settings_ = {
@@ -132,10 +133,9 @@ def test_an_interrupted_fit_ends_with_the_same_weights(hook, times, settings, gp
 
     whole = weights(model().fit(TRAIN, VALID, CHOICES))
     callbacks = finetune._fitting_callbacks
-    with monkeypatch.context() as patched, pytest.raises(PowerCutError):
+    with monkeypatch.context() as patched, contextlib.suppress(PowerCutError):
         patched.setattr(finetune, "_fitting_callbacks", lambda *args: [*callbacks(*args), PowerCut(hook, times)])
         model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path))
-        raise PowerCutError  # patience ended the training before the cut
     resumed = weights(model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path)))
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name

@@ -26,17 +26,17 @@ class Adapter(ABC):
         """The type of the backbone's weights where matrix products are done in ``mixed``."""
 
     @abstractmethod
-    def apply(self, model: PreTrainedModel, backbone: Backbone) -> torch.nn.Module:
+    def apply(self, model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
         """The model with exactly the weights to train requiring gradients; they are float32."""
 
     @abstractmethod
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
         """Write what was trained."""
 
     @abstractmethod
     def load(
         self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-    ) -> torch.nn.Module:
+    ) -> PreTrainedModel:
         """The trained model again."""
 
 
@@ -50,15 +50,15 @@ class FullFineTuning(Adapter):
     def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
         return torch.float32
 
-    def apply(self, model: PreTrainedModel, backbone: Backbone) -> torch.nn.Module:
+    def apply(self, model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
         return model
 
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)
 
     def load(
         self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-    ) -> torch.nn.Module:
+    ) -> PreTrainedModel:
         saved = HubBackbone(name=backbone.name, path=str(folder), attention=getattr(backbone, "attention", "sdpa"))
         return saved.model(tokenizer, dtype)
 
@@ -76,7 +76,7 @@ class Lora(Adapter):
     def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
         return mixed
 
-    def apply(self, model: PreTrainedModel, backbone: Backbone) -> torch.nn.Module:
+    def apply(self, model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
         if not backbone.pretrained:
             raise ConfigError(
                 f"adapter=lora: backbone {backbone.name!r} has random weights; the adapter would be saved "
@@ -91,10 +91,10 @@ class Lora(Adapter):
         )
         return get_peft_model(model, config)
 
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
 
     def load(
         self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-    ) -> torch.nn.Module:
+    ) -> PreTrainedModel:
         return PeftModel.from_pretrained(backbone.model(tokenizer, dtype), folder)

@@ -1,5 +1,6 @@
 """Fine-tuning and scoring of a causal language model on careers, by Lightning's Trainer."""
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers.utils import logging as transformers_logging
 
 from labor_llm.language.batches import (
     IGNORED,
@@ -79,7 +81,7 @@ class FineTuning(L.LightningModule):
     scoring: ExactScoring
     scorer: TitleScorer
 
-    def __init__(self, model: torch.nn.Module, settings: TrainerSettings, total_steps: int, seed: int) -> None:
+    def __init__(self, model: PreTrainedModel, settings: TrainerSettings, total_steps: int, seed: int) -> None:
         super().__init__()
         self.model, self.settings, self.total_steps, self.seed = model, settings, total_steps, seed
         self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
@@ -105,7 +107,9 @@ class FineTuning(L.LightningModule):
     def on_predict_start(self) -> None:
         """Lay the trie out on the model's device, and check the scores of one career the plain way."""
         self.scorer = TitleScorer(self.model, self.trie, self.scoring.max_tokens)
-        batch = self.trainer.predict_dataloaders.dataset[0]
+        loader = self.trainer.predict_dataloaders
+        assert isinstance(loader, DataLoader)
+        batch: ScoringBatch = loader.dataset[0]
         known = batch["records_BR"][0] >= 0
         self_check(
             self.scorer, batch["ids_BL"][0].to(self.device), batch["prompt_ends_BR"][0][known].to(self.device)
@@ -169,12 +173,6 @@ class TrackerLogger(Logger):
     def version(self) -> str:
         return ""
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Tracker:
-        """The tracker."""
-        return self._tracker
-
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The config is handed to the tracker when it starts, not here."""
 
@@ -232,7 +230,9 @@ def score_careers(
 
 
 def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: Any) -> L.Trainer:
-    """A Trainer on one device, quiet but for its progress bar."""
+    """A Trainer on one device, quiet but for its progress bar and its warnings."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     return L.Trainer(
         accelerator=settings.accelerator,
@@ -262,8 +262,9 @@ class ResumePoint(Checkpoint):
         trainer.should_stop = trainer.should_stop or self.stopping.stopped_epoch > 0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        validates = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.val_check_batch == 0
-        stepped = (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+        stepped = batches % trainer.accumulate_grad_batches == 0
+        validates = batches % int(trainer.val_check_batch or 1) == 0
         if stepped and trainer.global_step % self.every == 0 and not validates:
             self._save(trainer)
 

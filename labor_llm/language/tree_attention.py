@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from labor_llm.errors import RunError
@@ -93,7 +93,7 @@ _STATE: ContextVar[TreeState] = ContextVar("labor_llm_tree_state")
 
 
 def tree_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -108,7 +108,7 @@ def tree_attention(
     if softcap is not None:
         raise RunError(f"{type(module).__name__} caps its attention scores, which tree scoring does not do")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return _STATE.get().attend(int(module.layer_idx), query, key, value, scale, sliding_window), None
+    return _STATE.get().attend(module.layer_idx, query, key, value, scale, sliding_window), None
 
 
 AttentionInterface.register(NAME, tree_attention)

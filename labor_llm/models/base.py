@@ -15,7 +15,6 @@ from labor_llm.errors import RunError
 from labor_llm.predictions import ChoiceProbabilities
 from labor_llm.tracking import NoTracker, Tracker
 
-
 CHOICE_SET_FILE = "choice_set.json"
 
 

@@ -29,7 +29,7 @@ class Empirical(OccupationModel):
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None:
         counts_J = occupation_counts(train, self.choice_set)
         valid_counts_J = occupation_counts(valid, self.choice_set)
-        smoothing = best_smoothing(lambda s: valid_counts_J @ np.log(smoothed_shares(counts_J, s)))
+        smoothing = best_smoothing(lambda s: float(valid_counts_J @ np.log(smoothed_shares(counts_J, s))))
         self.shares_J_ = smoothed_shares(counts_J, smoothing)
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:

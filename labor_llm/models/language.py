@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy.special import logsumexp
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from labor_llm.careers import Careers
 from labor_llm.errors import DataError, RunError
@@ -85,9 +85,9 @@ class LanguageModel(OccupationModel):
         log_mass_N = logsumexp(raw_NJ, axis=1)
         return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N)
 
-    def _encode(self, careers: Careers, model: torch.nn.Module) -> EncodedCareers:
+    def _encode(self, careers: Careers, model: PreTrainedModel) -> EncodedCareers:
         """Tokenize careers that the model's context can hold."""
-        encoded, context = self._encoder.encode(careers), model.config.max_position_embeddings
+        encoded, context = self._encoder.encode(careers), int(model.config.max_position_embeddings)
         if (longest := int(encoded.lengths.max())) > context:
             person = careers.table["person_id"][int(encoded.record_starts[encoded.lengths.argmax()])]
             raise DataError(
