@@ -23,7 +23,7 @@ from labor_llm.templates import ResumeTemplate, Titles
 
 
 def hub_model(folder: Path, adapter=None, **settings) -> LanguageModel:
-    settings = {"learning_rate": 1e-3, "max_epochs": 1, "batch_size": 8, "accelerator": "cpu"} | settings
+    defaults = {"learning_rate": 1e-3, "max_epochs": 1, "accelerator": "cpu", "precision": "32-true"}
     return LanguageModel(
         name="small",
         backbone=HubBackbone(name="small", path=str(folder)),
@@ -31,7 +31,7 @@ def hub_model(folder: Path, adapter=None, **settings) -> LanguageModel:
         template=ResumeTemplate(),
         label=Titles(),
         scoring=ExactScoring(),
-        trainer=TrainerSettings(precision="32-true", **settings),
+        trainer=TrainerSettings(**defaults | settings),
         seed=1,
     )
 
@@ -53,6 +53,18 @@ def test_lora_trains_the_adapter_in_float32_and_nothing_else(model_folder):
         (name.split(".")[-3], value.dtype) for name, value in trained.named_parameters() if value.requires_grad
     }
     assert parts == {("lora_A", torch.float32), ("lora_B", torch.float32)}
+
+
+def test_mixed_precision_keeps_what_is_trained_in_float32_and_moves_it(gpt2_folder):
+    model = hub_model(gpt2_folder, Lora(rank=4), precision="bf16-mixed")
+    few = TRAIN.select_persons(["p0", "p1", "p2", "p3"])
+    model.fit(few, few, CHOICES)
+    values = dict(model._module.model.named_parameters())
+    trained = {name: value for name, value in values.items() if "lora_" in name}
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    assert {value.dtype for name, value in values.items() if name not in trained} == {torch.bfloat16}
+    assert all(value.abs().max() > 0 for name, value in trained.items() if "lora_B" in name)
+    assert np.isfinite(model.log_probs(few)).all()
 
 
 def test_lora_on_random_weights_is_refused():

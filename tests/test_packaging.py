@@ -32,7 +32,12 @@ def test_a_wheel_finds_its_configs_from_any_folder(installed, tmp_path):
     code = "import labor_llm.configs as c; print(c.conf_folder())"
     environment = os.environ | {"PYTHONPATH": str(installed)}
     found = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert Path(found.stdout.strip()) == installed / "labor_llm" / "conf"
     assert "labor_llm.models.language" in answer(installed, tmp_path, "run", "--cfg", "job")

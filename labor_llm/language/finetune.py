@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +44,10 @@ class TrainerSettings:
 
     learning_rate: float = Field(gt=0)
     """Peak learning rate, after the warm-up and before the cosine decay."""
-    max_epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    max_epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Careers per optimizer step."""
-    micro_batch_size: int = Field(default=32, ge=1)
+    micro_batch_size: int = Field(default=8, ge=1)
     """Careers per forward pass; smaller needs less memory and changes nothing else."""
     loss_on: Literal["all", "titles"] = "all"
     """Learn to write the whole text, or only the titles in it."""
@@ -54,7 +55,7 @@ class TrainerSettings:
     """Share of all steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.01, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=4, ge=1)
     """Stop after so many validations without a better perplexity; the best weights are kept."""
     validate_every: float = Field(default=1.0, gt=0, le=1)
     """Share of an epoch between validations."""
@@ -94,14 +95,17 @@ class FineTuning(L.LightningModule):
 
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
         loss = self._nll(batch) / batch["step_tokens"] * self.trainer.accumulate_grad_batches
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log("train/loss", loss.detach(), batch_size=1)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)
         return loss
 
     def validation_step(self, batch: CareerBatch, batch_idx: int) -> None:
         self.valid_nll.update(self._nll(batch) / batch["records"], weight=batch["records"])
 
     def on_validation_epoch_end(self) -> None:
-        self.log(MONITOR, self.valid_nll.compute().exp(), prog_bar=True)
+        perplexity = self.valid_nll.compute().exp()
+        self.log(MONITOR, perplexity)
+        self.log("valid", perplexity, prog_bar=True, logger=False)
         self.valid_nll.reset()
 
     def on_predict_start(self) -> None:
@@ -232,6 +236,7 @@ def score_careers(
 def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: Any) -> L.Trainer:
     """A Trainer on one device, quiet but for its progress bar and its warnings."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec", module="pytorch_lightning")  # its own use of torch
     transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     return L.Trainer(
