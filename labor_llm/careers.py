@@ -248,6 +248,12 @@ NO_NULL = "is required and must not be null: fill it in or drop the record"
 RULES: tuple[Rule, ...] = (
     (TEXT, "must have no line break or control character", lambda column: ~column.str.contains(r"\p{Cc}")),
     (TEXT, "must not be empty text: use null where unknown", lambda column: column != ""),
+    (TEXT, "must not begin or end with a space", lambda column: column == column.str.strip_chars()),
+    (
+        TEXT[1:],
+        "looks like an unknown value written out: use null (for a CSV file, name it in dataset.missing)",
+        lambda column: ~column.str.to_lowercase().is_in(["nan", "none", "null", "<na>"]),
+    ),
     (
         CONSTANT,
         "must be the same in all records of a person, and differs from the record before",

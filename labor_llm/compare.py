@@ -62,7 +62,9 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        return str(self.config["dataset"]["name"])
+        """The dataset, and the part of its persons that was predicted if that is not the test part."""
+        name, part = self.config["dataset"]["name"], self.config["predict"]
+        return str(name) if part == "test" else f"{name} ({part})"
 
     @property
     def name(self) -> str:
@@ -123,7 +125,7 @@ def compare(paths: Sequence[str | Path], reference: str | None = None) -> Compar
 def compare_verb(cfg: DictConfig) -> Comparison:
     """Compare ``cfg.runs`` with ``cfg.reference``, print the tables and write them into ``cfg.folder``."""
     comparison = compare(cfg.runs, cfg.reference)
-    folder = cfg.folder or f"outputs/comparisons/{datetime.now():%Y%m%d-%H%M%S}"
+    folder = cfg.folder or f"{cfg.outputs}/comparisons/{datetime.now():%Y%m%d-%H%M%S}"
     paths = comparison.write(Path(folder))
     console = Console()
     console = Console(width=max(WIDTH, console.width))

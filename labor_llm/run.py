@@ -2,9 +2,11 @@
 
 import json
 import logging
+import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,24 @@ from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.careers import Careers, Splits
 from labor_llm.datasets import Dataset
-from labor_llm.evaluate import Evaluation, evaluate
+from labor_llm.errors import ConfigError, DataError, unknown
+from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
-from labor_llm.tracking import Tracker
+from labor_llm.prepared import prepared_path, read_prepared
+from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)
 
-CAREERS = "careers.parquet"
-DECISIVE = ("dataset", "model", "predict", "seed")
-"""The parts of a config on which a run's results depend."""
+DECISIVE = ("dataset", "model", "predict", "keep_distribution", "seed")
+"""The parts of a config on which a run's results depend, but for the following keys."""
+INDIFFERENT = (
+    "dataset.raw",
+    "model.trainer.micro_batch_size",
+    "model.trainer.checkpoint_every",
+    "model.trainer.accelerator",
+    "model.scoring.max_tokens",
+)
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -46,23 +56,7 @@ def prepare(cfg: DictConfig) -> None:
     for part in ("train", "valid", "test"):
         chosen: Careers = getattr(splits, part)
         logger.info("  %-5s %d persons, %d records", part, chosen.persons, len(chosen))
-    logger.info("table: %s", _prepared_path(dataset, Path(cfg.outputs)))
-
-
-def read_prepared(dataset: Dataset, outputs: Path) -> Careers:
-    """The dataset's Careers table, read from its raw files only if these or its settings changed."""
-    path = _prepared_path(dataset, outputs)
-    stamp, stamp_path = _stamp(dataset), path.with_name("prepare.json")
-    if path.is_file() and stamp_path.is_file():
-        before = json.loads(stamp_path.read_text())
-        if before["settings"] == stamp["settings"] and stamp["raw"] in (None, before["raw"]):
-            return Careers.read(path)
-    careers = dataset.read()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stamp_path.unlink(missing_ok=True)
-    careers.write(path)
-    run_folder.write_atomically(stamp_path, json.dumps(stamp, indent=1))
-    return careers
+    logger.info("table: %s", prepared_path(dataset, Path(cfg.outputs)))
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -70,71 +64,70 @@ def run(cfg: DictConfig) -> float | None:
 
     The same command again skips a run that is complete and resumes one that is not.
     """
+    _check(cfg, ("test", "valid"))
     parts = build(cfg, ["dataset", "model", "tracker"])
     dataset, model = parts["dataset"], parts["model"]
     careers = read_prepared(dataset, Path(cfg.outputs))
     config = _plain(cfg)
-    decisive = {key: config[key] for key in DECISIVE} | {"data": careers.fingerprint}
-    folder = run_folder.find_or_create(Path(cfg.outputs) / dataset.name / cfg.name, config, decisive)
+    folder = _folder(config, careers)
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
-        return _perplexity(folder)
-    with run_folder.held(folder):
-        tracker = parts["tracker"].start(folder, config | {"git_commit": run_folder.git_commit()})
-        _tracked(tracker, lambda: _fit_and_evaluate(model, dataset.split(careers), cfg, folder, tracker))
+    else:
+        splits = _nonempty(dataset.split(careers), cfg.predict)
+        provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
+        with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
+            seconds = _fit_or_load(model, splits, folder, tracker)
+            _evaluate(model, getattr(splits, cfg.predict), config, folder, tracker, seconds)
+            shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return _perplexity(folder)
 
 
 def score(cfg: DictConfig) -> float | None:
     """Predict and evaluate with the fitted model of a complete run, on its own dataset or another one."""
-    fitted = Path(cfg.run)
+    fitted = Path(cfg.run).resolve()
     config = run_folder.read_config(fitted)
     if cfg.get("dataset") is not None:
         config["dataset"] = _plain(cfg)["dataset"]
-    config |= {key: cfg[key] for key in ("predict", "keep_distribution", "outputs")}
-    config |= {"tracker": _plain(cfg)["tracker"], "fitted": str(fitted)}
+    config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
+    config["outputs"] = cfg.outputs or str(fitted.parents[2])
+    config["model"].get("trainer", {}).update({"accelerator": cfg.accelerator} if cfg.accelerator else {})
     merged = OmegaConf.create(config)
-    parts = build(merged, ["dataset", "model", "tracker"])
-    dataset = parts["dataset"]
-    careers = read_prepared(dataset, Path(cfg.outputs))
-    decisive = {key: config[key] for key in (*DECISIVE, "fitted")} | {"data": careers.fingerprint}
-    folder = run_folder.find_or_create(Path(cfg.outputs) / dataset.name / config["name"], config, decisive)
+    _check(merged, ("test", "valid", "all"))
+    parts = build(merged, ["dataset", "model"])
+    careers = read_prepared(parts["dataset"], Path(config["outputs"]))
+    folder = _folder(config, careers)
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
-        return _perplexity(folder)
-    with run_folder.held(folder):
-        model = parts["model"].load(fitted / run_folder.MODEL)
-        chosen = careers if cfg.predict == "all" else getattr(dataset.split(careers), cfg.predict)
-        tracker = parts["tracker"].start(folder, config)
-        _tracked(tracker, lambda: _evaluate(model, chosen, merged, folder, tracker, {}))
+    else:
+        chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
+        with run_folder.held(folder), _tracked(JsonLines().start(folder, config)) as tracker:
+            model = parts["model"].load(fitted / run_folder.MODEL)
+            _evaluate(model, chosen, config, folder, tracker, {})
     return _perplexity(folder)
 
 
-def _fit_and_evaluate(
-    model: OccupationModel, splits: Splits, cfg: DictConfig, folder: Path, tracker: Tracker
-) -> None:
-    """The work of a run, each part kept as soon as it is done."""
-    saved, seconds = folder / run_folder.MODEL, {}
+def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, tracker: Tracker) -> dict[str, float]:
+    """Fit the model and save it, or load it if that was done before; the seconds of a fit in one go."""
+    saved, checkpoints = folder / run_folder.MODEL, folder / run_folder.CHECKPOINTS
     if saved.is_dir():
         model.load(saved)
-    else:
-        checkpoints = folder / run_folder.CHECKPOINTS
-        checkpoints.mkdir(exist_ok=True)
-        started = time.perf_counter()
-        model.fit(splits.train, splits.valid, choice_set(splits.train), Workspace(checkpoints, tracker, True))
-        seconds["fit"] = time.perf_counter() - started
-        partial = saved.with_name("model.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save(partial)
-        partial.replace(saved)
-    _evaluate(model, getattr(splits, cfg.predict), cfg, folder, tracker, seconds)
-    shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
+        return {}
+    resumed = checkpoints.is_dir() and any(checkpoints.iterdir())
+    checkpoints.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    model.fit(splits.train, splits.valid, choice_set(splits.train), Workspace(checkpoints, tracker, True))
+    seconds = {} if resumed else {"fit": time.perf_counter() - started}
+    partial = saved.with_name("model.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save(partial)
+    partial.replace(saved)
+    return seconds
 
 
 def _evaluate(
     model: OccupationModel,
     careers: Careers,
-    cfg: DictConfig,
+    config: Mapping[str, Any],
     folder: Path,
     tracker: Tracker,
     seconds: dict[str, float],
@@ -143,39 +136,60 @@ def _evaluate(
     started = time.perf_counter()
     probabilities = model.predict(careers, Workspace(progress=True))
     seconds["score"] = time.perf_counter() - started
-    predictions = Predictions.of(careers, model.choice_set, probabilities, cfg.keep_distribution)
+    predictions = Predictions.of(careers, model.choice_set, probabilities, config["keep_distribution"])
     predictions.write(folder / run_folder.PREDICTIONS)
-    evaluation: Evaluation = evaluate(predictions)
-    results = evaluation.to_dict() | {"seconds": seconds}
+    evaluation = evaluate(predictions)
+    seen = model.persons_seen(careers)
+    if seen:
+        logger.warning("%d of %d persons were in the model's training: this is no test", seen, careers.persons)
+    results = evaluation.to_dict() | {"persons_seen_in_training": seen, "seconds": seconds}
     run_folder.write_atomically(folder / run_folder.METRICS, json.dumps(results, indent=1))
-    tracker.summarize(evaluation.scalars(cfg.predict))
+    tracker.summarize(evaluation.scalars(config["predict"]))
     (folder / run_folder.MARKER).touch()
-    logger.info("%s: %s", cfg.name, evaluation)
+    logger.info("%s: %s", config["name"], evaluation)
     logger.info("results: %s", folder)
 
 
-def _prepared_path(dataset: Dataset, outputs: Path) -> Path:
-    return outputs / dataset.name / CAREERS
-
-
-def _stamp(dataset: Dataset) -> dict[str, Any]:
-    """What tells whether a prepared table is still that of the dataset: its settings and its raw file's state."""
-    settings = {key: value for key, value in vars(dataset).items() if key not in ("split", "raw")}
-    raw: Path | None = getattr(dataset, "raw", None)
-    state = None
-    if raw is not None and raw.exists():
-        state = {"path": str(raw.resolve()), "bytes": raw.stat().st_size, "modified": raw.stat().st_mtime}
-    return {"settings": json.loads(json.dumps(settings, default=str)), "raw": state}
-
-
-def _tracked(tracker: Tracker, work: Callable[[], None]) -> None:
-    """Do the work and tell the tracker how it ended."""
+@contextmanager
+def _tracked(tracker: Tracker) -> Iterator[Tracker]:
+    """A tracker that is told how the work ended."""
     failed = True
     try:
-        work()
+        yield tracker
         failed = False
     finally:
         tracker.finish(failed)
+
+
+def _check(cfg: DictConfig, parts: tuple[str, ...]) -> None:
+    """Refuse settings of the verb itself that cannot be."""
+    problems = []
+    if cfg.predict not in parts:
+        problems.append(unknown("part of the persons", str(cfg.predict), parts, " in predict"))
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        problems.append(f"seed must be a whole number of at least 0, got {cfg.seed!r}")
+    for key, name in (("name", cfg.name), ("dataset.name", cfg.dataset.name)):
+        if not re.fullmatch(r"[\w+=,-][\w.+=,-]*", str(name)):
+            problems.append(f"{key} names a folder: letters, digits and _ . + = , - only, got {str(name)!r}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _nonempty(splits: Splits, predict: str) -> Splits:
+    for part in ("train", "valid", predict):
+        if not len(getattr(splits, part)):
+            raise DataError(f"no person is in the part {part!r}: give dataset.split.{part} a share above 0")
+    return splits
+
+
+def _folder(config: Mapping[str, Any], careers: Careers) -> Path:
+    """The run folder for a config and data, found or made."""
+    decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")})
+    for key in INDIFFERENT:
+        if OmegaConf.select(decisive, key) is not None:
+            OmegaConf.update(decisive, key, None)
+    plain = _plain(decisive) | {"data": careers.fingerprint}
+    return run_folder.find_or_create(Path(config["outputs"]) / careers.dataset / config["name"], config, plain)
 
 
 def _perplexity(folder: Path) -> float | None:

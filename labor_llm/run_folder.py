@@ -12,6 +12,7 @@ import json
 import logging
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from labor_llm.errors import RunError
+from labor_llm.errors import LaborLLMError, RunError
 
 MARKER = "complete"
 CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
@@ -35,18 +36,19 @@ CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
 
 
 def find_or_create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
-    """The newest folder of the same settings, else a new one with its config and environment written.
+    """The newest folder of the same settings, else a new one with its config.
 
     ``decisive`` is what the results depend on: a run that differs elsewhere (tracker, paths) is the same run.
     """
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
     if found := sorted(parent.glob(f"*-{digest}")):
         return found[-1]
-    folder = parent / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.txt").write_text(environment())
-    write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    return folder
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=parent) as scratch:
+        new = Path(scratch) / "run"
+        new.mkdir()
+        (new / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
+        return new.rename(parent / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}")
 
 
 def is_complete(folder: Path) -> bool:
@@ -80,11 +82,13 @@ def held(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / ".lock", timeout=0):
             package.addHandler(handler)
+            (folder / "environment.txt").write_text(environment())
             yield
     except Timeout:
         raise RunError(f"another process is running in {folder}; wait for it, or stop it.") from None
-    except Exception:
-        package.exception("the run failed")
+    except Exception as error:
+        trace = None if isinstance(error, LaborLLMError) else (type(error), error, error.__traceback__)
+        handler.handle(package.makeRecord(package.name, logging.ERROR, __file__, 0, str(error), (), trace))
         raise
     finally:
         package.removeHandler(handler)
@@ -99,10 +103,12 @@ def environment() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with ``+`` if it was changed since; None outside a checkout."""
-    code = Path(__file__).parent
+    """The commit of the code that runs, with ``+`` if it was changed since; None outside its checkout."""
+    code = Path(__file__)
+    git = ["git", "-C", str(code.parent)]
     try:
-        command = ["git", "-C", str(code), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", code.name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

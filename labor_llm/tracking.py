@@ -1,6 +1,7 @@
 """Trackers: where the aggregates of a run go while it goes on. Survey records never go to any of them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -10,6 +11,8 @@ from pydantic.dataclasses import dataclass
 
 if TYPE_CHECKING:
     import wandb
+
+from labor_llm.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
 SETTINGS = ConfigDict(extra="forbid")
@@ -45,13 +48,21 @@ class MetricsFile:
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._write({"step": step, **_numbers(metrics)})
 
     def summarize(self, results: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"summary": dict(results)}) + "\n")
+        self._write({"summary": _numbers(results)})
 
     def finish(self, failed: bool = False) -> None:
         self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 class WandbRun(MetricsFile):
@@ -113,22 +124,29 @@ class Wandb:
             disable_git=True,
             disable_job_creation=True,
             x_disable_meta=True,
+            x_save_requirements=False,
             silent=True,
             **({"base_url": self.base_url} if self.base_url else {}),
         )
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            dir=folder,
-            id=folder.name,
-            name=self.run_name,
-            group=self.group,
-            tags=list(self.tags),
-            config=dict(config),
-            mode=self.mode,
-            resume="allow",
-            reinit="create_new",
-            settings=settings,
-        )
+        try:
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                dir=folder,
+                id=folder.name,
+                name=self.run_name,
+                group=self.group,
+                tags=list(self.tags),
+                config=dict(config),
+                mode=self.mode,
+                resume="allow",
+                reinit="create_new",
+                settings=settings,
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                f"tracker.mode={self.mode}: W&B refuses ({error}). Run `wandb login` first, or use "
+                "tracker.mode=offline or tracker=jsonl."
+            ) from error
         run.define_metric("*", step_metric="step")
         return WandbRun(folder, run)

@@ -57,11 +57,13 @@ ARCHITECTURES = {
 }
 
 
-def small_model(architecture: str, vocabulary: int = 300, attention: str = "sdpa") -> PreTrainedModel:
+def small_model(
+    architecture: str, vocabulary: int = 300, attention: str = "sdpa", spread: float = 0.3
+) -> PreTrainedModel:
     """A model of the real class with random weights, wide enough that its scores differ."""
     torch.manual_seed(0)
     config = ARCHITECTURES[architecture](vocabulary)
-    config.initializer_range = 0.3
+    config.initializer_range = spread
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(config, attn_implementation=attention)
     return model.eval()
 

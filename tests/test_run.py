@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from labor_llm.build import build
 from labor_llm.configs import conf_folder
-from labor_llm.errors import RunError
+from labor_llm.errors import ConfigError, DataError, RunError
 from labor_llm.run import prepare, run, score
 from labor_llm.run_folder import held
 
@@ -36,13 +37,13 @@ def config(tmp_path):
 
     def composed(verb: str, *overrides: str):
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return compose(verb, overrides=[f"outputs={tmp_path}", *overrides])
+            return compose(verb, overrides=[f"outputs={tmp_path / 'out'}", *overrides])
 
     return composed
 
 
 def run_folders(outputs: Path) -> list[Path]:
-    return sorted(marker.parent for marker in outputs.glob("*/*/*/complete"))
+    return sorted(marker.parent for marker in outputs.rglob("complete"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_run_writes_its_folder_and_is_not_run_twice(config, tmp_path, caplog):
     written = {path.name for path in folder.iterdir()}
     assert written >= {"config.yaml", "environment.txt", "run.log", "metrics.json", "metrics.jsonl", "model"}
     assert pl.read_parquet(folder / "predictions.parquet").height == 928
-    assert folder.parent == tmp_path / "wage_panel" / "markov"
+    assert folder.parent == tmp_path / "out" / "wage_panel" / "markov"
     before = (folder / "complete").stat().st_mtime_ns
     assert run(config("run", "model=markov", "tracker=wandb")) == first
     assert run_folders(tmp_path) == [folder]
@@ -111,26 +112,122 @@ def test_prepare_reads_once(config, tmp_path, monkeypatch, caplog):
     prepare(config("prepare"))
 
 
-def test_trackers_get_aggregates_only(config, tmp_path, monkeypatch):
-    """Reads the offline W&B run back: the config, the metrics and the results, and no person's anything."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
+LOGGED = re.compile(r"_\w+|step|(train|valid)/\w+|test/((first|transitions|stayers|movers)/)?\w+|epoch")
+"""What a tracker may be told: names of aggregates."""
+
+
+def summary_of(wandb_run: Path) -> dict:
+    """State, config and latest metrics of an offline run, as W&B itself reads it back."""
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json", wandb_run]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_trackers_get_aggregates_only(config, tmp_path):
+    """Reads the offline W&B run back: config, metrics and results, all of them single numbers with known names."""
     perplexity = run(config("run", "model=language", "tracker.tags=[a,b]", "seed=7", *TINY))
     (folder,) = run_folders(tmp_path)
     (logged,) = (folder / "wandb").glob("offline-run-*")
-    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json", logged]
-    summary = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    everything = json.dumps(summary)
+    summary = summary_of(logged)
     assert summary["config"]["seed"] == 7
     assert "git_commit" in summary["config"]
-    assert f"{perplexity:.6f}"[:6] in everything
+    assert summary["summary"]["test/perplexity"] == pytest.approx(perplexity)
+    for name, value in summary["summary"].items():
+        assert LOGGED.fullmatch(name), name
+        assert isinstance(value, int | float) or name.startswith("_"), (name, value)
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for metrics in told:
+        assert all(LOGGED.fullmatch(name) for name in metrics.get("summary", metrics)), metrics
+    kept = {path.name for path in logged.rglob("*") if path.is_file()}
+    assert not {name for name in kept if name.endswith((".py", ".patch", ".json", ".txt", ".html"))}, kept
     raw = b"".join(path.read_bytes() for path in logged.rglob("*") if path.is_file())
-    persons = pl.read_parquet(folder / "predictions.parquet")["person_id"].unique()
-    assert not [person for person in persons if len(person) > 3 and f'"{person}"'.encode() in raw]
     assert b"The worker was born" not in raw
     assert b"person_id" not in raw
 
 
-@pytest.mark.slow
+def test_jobs_of_a_sweep_are_runs_of_their_own(tmp_path, monkeypatch):
+    words = ["run", "-m", "model=markov,empirical", f"outputs={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "labor_llm", *words], check=True, capture_output=True)
+    runs = [summary_of(path) for path in tmp_path.glob("wage_panel/*/*/wandb/offline-run-*")]
+    assert {run["config"]["name"] for run in runs} == {"markov", "empirical"}
+    assert {path.parent.name for path in tmp_path.glob("wage_panel/*/*")} == {"markov", "empirical"}
+
+
+def test_a_mistake_inside_a_run_is_one_message(tmp_path):
+    words = ["run", "backbone=hf", "backbone.path=/nowhere", f"outputs={tmp_path}", "tracker=jsonl"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "labor_llm", *words]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert answer.returncode == 2
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.count("could not be loaded") == 1
+
+
+@pytest.mark.parametrize("wrong", ["predict=tset", "predict=train", "seed=abc", "name=a/b", "dataset.name=.."])
+def test_settings_of_the_verb_are_checked_first(config, wrong):
+    with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+        run(config("run", "model=markov", "tracker=jsonl", wrong))
+
+
+@pytest.fixture
+def own_table(tmp_path):
+    """A table of one's own with its own taxonomy, and the overrides that name them."""
+    taxonomy, table = tmp_path / "codes.csv", tmp_path / "own.csv"
+    taxonomy.write_text("code,title,kind\n1,Cooks,occupation\n2,Nurses,occupation\n")
+    rows = [f"{person},{year},{1 + (person + year) % 2}" for person in range(90) for year in (1990, 1991)]
+    table.write_text("person_id,year,occupation\n" + "\n".join(rows))
+    files = [f"dataset.raw={table}", f"dataset.taxonomy={taxonomy}"]
+    return taxonomy, table, ["dataset=table", "dataset.survey=X", "model=markov", "tracker=jsonl", *files]
+
+
+def test_a_changed_taxonomy_file_is_noticed(config, tmp_path, own_table):
+    taxonomy, _, words = own_table
+    run(config("run", *words))
+    taxonomy.write_text(taxonomy.read_text().replace("Cooks", "Bakers"))
+    run(config("run", *words))
+    assert len(run_folders(tmp_path)) == 2
+
+
+def test_a_mistyped_file_is_not_the_table_prepared_before(config, own_table):
+    words = own_table[2]
+    run(config("run", *words))
+    with pytest.raises(DataError, match="no file at"):
+        run(config("run", *words, "dataset.raw=/nowhere/own.csv"))
+
+
+def test_a_prepared_table_needs_no_file(config, tmp_path, own_table):
+    words = own_table[2]
+    run(config("run", *words))
+    assert run(config("run", *words, "dataset.raw=null")) > 1
+    assert len(run_folders(tmp_path)) == 1
+
+
+def test_persons_of_the_training_are_counted_when_they_are_scored(config, tmp_path, caplog):
+    run(config("run", "model=markov", "tracker=jsonl"))
+    (fitted,) = run_folders(tmp_path)
+    with caplog.at_level("WARNING"):
+        score(config("score", f"run={fitted}", "dataset=wage_panel", "dataset.split.salt=other"))
+    assert "were in the model's training" in caplog.text
+    (other,) = [folder for folder in run_folders(tmp_path) if folder != fitted]
+    seen = {
+        folder: json.loads((folder / "metrics.json").read_text())["persons_seen_in_training"]
+        for folder in (fitted, other)
+    }
+    assert seen[fitted] == 0 < seen[other]
+
+
+def test_another_taxonomy_is_refused(config, tmp_path, own_table):
+    run(config("run", "model=markov", "tracker=jsonl"))
+    (fitted,) = run_folders(tmp_path)
+    words = [word for word in own_table[2] if word.startswith("dataset")]
+    with pytest.raises(DataError, match="fitted on occupations of taxonomy 'census1970_major_groups'"):
+        score(config("score", f"run={fitted}", *words))
+
+
+def test_an_empty_part_is_refused(config):
+    with pytest.raises(DataError, match=r"dataset\.split\.valid"):
+        run(config("run", "model=markov", "+dataset.split.valid=0", "+dataset.split.test=0.3"))
+
+
 def test_killed_in_the_middle_it_resumes_to_the_same_weights(tmp_path):
     def command(outputs):
         arguments = [*TINY, "trainer.max_epochs=6", "trainer.checkpoint_every=5", "tracker=jsonl"]

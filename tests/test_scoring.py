@@ -53,9 +53,42 @@ def test_all_strings_of_a_tiny_vocabulary_sum_to_one():
     torch.testing.assert_close(scores.exp().sum(1), torch.ones(len(PROMPT_ENDS)), atol=1e-5, rtol=0)
 
 
-def test_self_check_refuses_attention_that_sees_later_records(monkeypatch):
-    scorer = TitleScorer(small_model("llama"), TitleTrie.of(TITLES), 100)
-    self_check(scorer, IDS, PROMPT_ENDS)
+BATCH = IDS.unfold(0, 20, 10)
+BATCH_ENDS = torch.tensor([[4, 9, 10], [7, 15, 1]])
+"""Two careers, the second with one record less."""
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 10_000])
+def test_careers_of_a_padded_batch_are_scored_as_alone(architecture, max_tokens):
+    model = small_model(architecture)
+    scores = TitleScorer(model, TitleTrie.of(TITLES), max_tokens).score(BATCH, BATCH_ENDS)
+    torch.testing.assert_close(scores[0], plain(model, BATCH[0], BATCH_ENDS[0], TITLES), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores[1, :2], plain(model, BATCH[1], BATCH_ENDS[1, :2], TITLES), atol=1e-4, rtol=0)
+
+
+def test_a_sliding_window_is_kept_to():
+    model = small_model("mistral")
+    model.config.sliding_window = 6
+    model = type(model)(model.config).eval()
+    scores = TitleScorer(model, TitleTrie.of(TITLES), 100).score(IDS[None], PROMPT_ENDS[None])[0]
+    torch.testing.assert_close(scores, plain(model, IDS, PROMPT_ENDS, TITLES), atol=1e-4, rtol=0)
+
+
+def check(scorer):
+    self_check(scorer, BATCH, BATCH_ENDS, torch.tensor([3, 2]))
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+def test_self_check_refuses_attention_that_sees_later_records(monkeypatch, spread):
+    scorer = TitleScorer(small_model("llama", spread=spread), TitleTrie.of(TITLES), 100)
+    check(scorer)
     monkeypatch.setattr(TreeState, "_bias", lambda self, window: torch.zeros(1))
     with pytest.raises(RunError, match="does not read its attention"):
-        self_check(scorer, IDS, PROMPT_ENDS)
+        check(scorer)
+
+
+def test_self_check_refuses_broken_weights():
+    model = small_model("llama")
+    model.lm_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(RunError, match="weights are broken"):
+        check(TitleScorer(model, TitleTrie.of(TITLES), 100))

@@ -12,9 +12,6 @@ from labor_llm.careers import COLUMNS, Careers, SplitByPerson
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.taxonomy import Taxonomy
 
-MISSING = ["", "NA", "."]
-"""How R, Stata and SAS write a missing value in a CSV file."""
-
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Table:
@@ -29,14 +26,22 @@ class Table:
     """The survey's name as the text states it; null if the file has a column ``survey``."""
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Name of a careers column -> its name in the file; null if it has our name or is not there."""
+    missing: list[str] = Field(default_factory=lambda: ["", "NA", "."])
+    """How a CSV file writes that a value is unknown; by default as R, Stata and SAS do."""
     split: SplitByPerson = Field(default_factory=SplitByPerson)
+
+    @property
+    def files(self) -> list[Path]:
+        """The table, and the taxonomy if it is a file."""
+        own = [Path(self.taxonomy).expanduser()] if self.taxonomy.endswith(".csv") else []
+        return own if self.raw is None else [self.raw, *own]
 
     def read(self) -> Careers:
         """The file as careers; ConfigError or DataError if it, its columns or its values are not fit."""
         if self.raw is None:
             raise ConfigError(f"dataset {self.name!r} has no file: give one with dataset.raw=PATH")
         names = {ours: theirs for ours, theirs in self.columns.items() if theirs is not None}
-        table = renamed(read_file(self.raw), names, str(self.raw))
+        table = renamed(read_file(self.raw, self.missing), names, str(self.raw))
         if self.survey is not None:
             if "survey" in table.columns:
                 raise ConfigError(f"{self.raw} has a column 'survey': leave dataset.survey null, or drop it")
@@ -49,7 +54,7 @@ class Table:
         return Careers.validated(table, dataset=self.name, taxonomy=taxonomy, source=f"table {self.raw.name}")
 
 
-def read_file(path: Path) -> pl.DataFrame:
+def read_file(path: Path, missing: list[str]) -> pl.DataFrame:
     """All columns of a CSV file, as text since leading zeros count, or of a Parquet file."""
     if not path.is_file():
         raise DataError(f"no file at {path}")
@@ -58,7 +63,7 @@ def read_file(path: Path) -> pl.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pl.read_parquet(path)
-        return pl.read_csv(path, infer_schema=False, null_values=MISSING)
+        return pl.read_csv(path, infer_schema=False, null_values=missing)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path} is not readable as {path.suffix} file: {error}") from error
 

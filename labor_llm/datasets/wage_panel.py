@@ -29,6 +29,11 @@ class WagePanel:
     name: str = "wage_panel"
     split: SplitByPerson = SPLIT
 
+    @property
+    def files(self) -> tuple[()]:
+        """None: the panel comes with a Python package."""
+        return ()
+
     def read(self) -> Careers:
         """The panel as careers; region and weight are not in the source and stay null."""
         wages = wage_panel.load()

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,10 @@ class Backbone(ABC):
     @abstractmethod
     def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
         """The model with its weights in the given type."""
+
+    def at(self, revision: str | None) -> "Backbone":
+        """The same weights again, as they were when an adapter was trained on them."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -124,6 +129,9 @@ class HubBackbone(Backbone):
             )
         except (OSError, ValueError) as error:
             raise self._not_loaded("model", error) from error
+
+    def at(self, revision: str | None) -> "HubBackbone":
+        return replace(self, revision=self.revision or revision)
 
     @property
     def _source(self) -> str:

@@ -71,8 +71,13 @@ class TrainingBatches:
         """Forward passes of an optimizer step."""
         self.epoch, self.batch = 0, 0
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        return len(self.encoded) // self.batch_size
+
     def __len__(self) -> int:
-        return len(self.encoded) // self.batch_size * self.parts
+        return self.steps * self.parts
 
     def __iter__(self) -> Iterator[CareerBatch]:
         self.load_state_dict(self.state_dict())  # from the end of an epoch to the start of the next

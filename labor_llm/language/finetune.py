@@ -21,6 +21,7 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.utils import logging as transformers_logging
 
+from labor_llm.errors import RunError
 from labor_llm.language.batches import (
     IGNORED,
     CareerBatch,
@@ -29,7 +30,7 @@ from labor_llm.language.batches import (
     TrainingBatches,
     ValidationBatches,
 )
-from labor_llm.language.scoring import ExactScoring, TitleScorer, self_check
+from labor_llm.language.scoring import ExactScoring, TitleScorer, self_check, tokens_per_pass
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
@@ -65,6 +66,10 @@ class TrainerSettings:
     """auto: bfloat16 products where the GPU or the processor multiplies them faster, else float32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
 
+    def __post_init__(self) -> None:
+        if self.accelerator == "gpu" and not torch.accelerator.is_available():
+            raise ValueError("accelerator is gpu, but PyTorch finds none on this machine; use auto or cpu")
+
     @property
     def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
         """The precision with ``auto`` decided for this machine."""
@@ -86,7 +91,7 @@ class FineTuning(L.LightningModule):
         super().__init__()
         self.model, self.settings, self.total_steps, self.seed = model, settings, total_steps, seed
         self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
-        self.valid_nll = MeanMetric()
+        self.valid_nll = MeanMetric(nan_strategy="disable")
 
     def on_train_batch_start(self, batch: CareerBatch, batch_idx: int) -> None:
         """Dropout follows from the seed and the place in training, so that a resumed run repeats it."""
@@ -109,15 +114,14 @@ class FineTuning(L.LightningModule):
         self.valid_nll.reset()
 
     def on_predict_start(self) -> None:
-        """Lay the trie out on the model's device, and check the scores of one career the plain way."""
-        self.scorer = TitleScorer(self.model, self.trie, self.scoring.max_tokens)
+        """Lay the trie out on the model's device, and check the scores of two careers the plain way."""
+        budget = tokens_per_pass(self.scoring, self.model.config.vocab_size)
+        self.scorer = TitleScorer(self.model, self.trie, budget)
         loader = self.trainer.predict_dataloaders
         assert isinstance(loader, DataLoader)
-        batch: ScoringBatch = loader.dataset[0]
-        known = batch["records_BR"][0] >= 0
-        self_check(
-            self.scorer, batch["ids_BL"][0].to(self.device), batch["prompt_ends_BR"][0][known].to(self.device)
-        )
+        batch: ScoringBatch = loader.dataset[len(loader) - 1]
+        ids_BL, prompt_ends_BR = batch["ids_BL"][-2:].to(self.device), batch["prompt_ends_BR"][-2:].to(self.device)
+        self_check(self.scorer, ids_BL, prompt_ends_BR, (batch["records_BR"][-2:] >= 0).sum(1))
 
     def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The places of the batch's records in the table, and their scores, (N,) and (N, J)."""
@@ -196,7 +200,7 @@ def fine_tune(
     """Train until the epochs or the patience end, then take the weights of the best validation.
 
     A checkpoint in ``folder`` that an interrupted call left is resumed from, to the same weights as if it had
-    not been interrupted (bit for bit in float32 on a CPU).
+    not been interrupted (bit for bit in float32 on a CPU). A RunError if the loss was never a number.
     """
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = folder or Path(scratch)
@@ -209,12 +213,20 @@ def fine_tune(
             max_epochs=module.settings.max_epochs,
             accumulate_grad_batches=train.parts,
             gradient_clip_val=module.settings.clip_norm,
-            val_check_interval=module.settings.validate_every,
+            val_check_interval=round(train.steps * module.settings.validate_every) * train.parts or train.parts,
+            precision=module.settings.resolved_precision,
             log_every_n_steps=min(10, len(train)),
             num_sanity_val_steps=0,
         )
         module.train()  # a loaded model comes without dropout
         trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
+        best = trainer.checkpoint_callback
+        assert isinstance(best, ModelCheckpoint)
+        if best.best_model_score is None or not torch.isfinite(best.best_model_score):
+            raise RunError(
+                f"training diverged: {MONITOR} was never a number up to step {trainer.global_step}. "
+                f"Lower trainer.learning_rate (now {module.settings.learning_rate})."
+            )
         module.load_trained(checkpoints / "best.ckpt")
 
 
@@ -223,9 +235,13 @@ def score_careers(
 ) -> Tensor:
     """Log-probabilities before normalisation of all titles for all records, (N, J), by the predict loop."""
     module.trie, module.scoring = trie, scoring
-    batches = ScoringBatches(encoded, trie.width, scoring.max_tokens)
-    loader = DataLoader(batches, batch_size=None)
-    scored = lightning_trainer(module.settings, progress, logger=False).predict(module, loader)
+    budget = tokens_per_pass(scoring, module.model.config.vocab_size)
+    loader = DataLoader(ScoringBatches(encoded, trie.width, budget), batch_size=None)
+    in_float32 = all(parameter.dtype == torch.float32 for parameter in module.parameters())
+    precision = "32-true" if in_float32 else module.settings.resolved_precision
+    scored = lightning_trainer(module.settings, progress, logger=False, precision=precision).predict(
+        module, loader
+    )
     assert scored is not None
     raw_NJ = torch.empty(len(encoded.prompt_ends), len(trie.title_edges_JD))
     for records, scores in scored:
@@ -242,8 +258,7 @@ def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: An
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=1,
-        precision=settings.resolved_precision,
-        callbacks=[*callbacks, *([RichProgressBar()] if progress else [])],
+        callbacks=[*callbacks, *([RichProgressBar(console_kwargs={"stderr": True})] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
         enable_checkpointing=bool(callbacks),

@@ -7,6 +7,8 @@ Legend: B careers, R records of each, L tokens of the longest, J titles, M inner
 nodes of one of its levels, V tokens of the vocabulary.
 """
 
+import math
+
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -17,8 +19,10 @@ from labor_llm.errors import RunError
 from labor_llm.language.tree_attention import TreeState, attending_to_tree
 from labor_llm.language.trie import TitleTrie
 
-TOLERANCE = 5e-2
-"""Nats by which the tree and the plain way may differ in the self-check; bfloat16 needs most of it."""
+TOLERANCE, ROUGH_TOLERANCE = 1e-3, 0.25
+"""Nats by which the tree and the plain way may differ in the self-check, in float32 and in bfloat16."""
+LOGITS_PER_PASS = 2**28
+"""Logits that one forward pass may give: a gigabyte in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -28,6 +32,11 @@ class ExactScoring:
     name: str = "exact"
     max_tokens: int = Field(default=4096, ge=1)
     """Tokens in one forward pass over careers or over a level of their trees; bounds the memory."""
+
+
+def tokens_per_pass(scoring: ExactScoring, vocabulary: int) -> int:
+    """The budget of one forward pass, smaller where the vocabulary is large."""
+    return min(scoring.max_tokens, max(1, LOGITS_PER_PASS // vocabulary))
 
 
 class TitleScorer:
@@ -112,22 +121,33 @@ def plain_log_prob(model: PreTrainedModel, ids_L: Tensor, prompt_end: int, title
 
 
 @torch.no_grad()
-def self_check(scorer: TitleScorer, ids_L: Tensor, prompt_ends_R: Tensor) -> None:
-    """Compare the longest title and the last one, in the middle of a career, with the plain way.
+def self_check(scorer: TitleScorer, ids_BL: Tensor, prompt_ends_BR: Tensor, records_B: Tensor) -> None:
+    """Compare some titles at the first, a middle and the last record of each career with the plain way.
 
     Raises
     ------
     RunError
-        If they differ: the model does not take the tree's attention, and its scores would be wrong.
+        If they differ: the model does not take the tree's attention, and its scores would be wrong. Or if they
+        are not numbers.
     """
-    middle = len(prompt_ends_R) // 2
-    scores_J = scorer.score(ids_L[None], prompt_ends_R[None])[0, middle]
-    lengths = (scorer.title_edges_JD < len(scorer.trie.edge_tokens_E)).sum(-1)
-    for place in {int(lengths.argmax()), len(lengths) - 1}:
-        plain = plain_log_prob(scorer.model, ids_L, int(prompt_ends_R[middle]), scorer.trie.title(place))
-        if not torch.isclose(scores_J[place], plain, rtol=TOLERANCE, atol=TOLERANCE):
-            raise RunError(
-                f"scoring over the token tree gives {scores_J[place]:.4f} nats for a title where the plain way "
-                f"gives {plain:.4f}: {type(scorer.model).__name__} does not read its attention the usual way of "
-                "transformers. Use another architecture, such as Llama, Qwen, Mistral, GPT-2 or GPT-NeoX."
-            )
+    scores_BRJ = scorer.score(ids_BL, prompt_ends_BR)
+    exact = scorer.model.dtype == torch.float32 and not torch.is_autocast_enabled(ids_BL.device.type)
+    tolerance = TOLERANCE if exact else ROUGH_TOLERANCE
+    lengths_J = (scorer.title_edges_JD < len(scorer.trie.edge_tokens_E)).sum(-1)
+    places = {int(lengths_J.argmax()), *range(0, len(lengths_J), max(1, len(lengths_J) // 4))}
+    for career, count in enumerate(records_B.tolist()):
+        for record in {0, count // 2, count - 1}:
+            end = int(prompt_ends_BR[career, record])
+            for place in places:
+                tree = float(scores_BRJ[career, record, place])
+                plain = float(plain_log_prob(scorer.model, ids_BL[career], end, scorer.trie.title(place)))
+                if not math.isfinite(plain):
+                    raise RunError(
+                        f"the model gives a title a log-probability of {plain}: its weights are broken."
+                    )
+                if not abs(tree - plain) <= tolerance:
+                    raise RunError(
+                        f"scoring over the token tree gives {tree:.4f} nats for a title where the plain way gives "
+                        f"{plain:.4f}: {type(scorer.model).__name__} does not read its attention the usual way of "
+                        "transformers. Use another architecture: Llama, Qwen, Mistral, GPT-2 or GPT-NeoX."
+                    )

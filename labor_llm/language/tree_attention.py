@@ -102,11 +102,12 @@ def tree_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in every layer while ``attending_to_tree`` is open."""
-    if softcap is not None:
-        raise RunError(f"{type(module).__name__} caps its attention scores, which tree scoring does not do")
+    if softcap is not None or s_aux is not None:
+        raise RunError(f"{type(module).__name__} caps its attention or has sinks, which tree scoring does not do")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return _STATE.get().attend(module.layer_idx, query, key, value, scale, sliding_window), None
 

@@ -1,5 +1,6 @@
 """The contract of every occupation model: fit, then log-probabilities over the choice set for every record."""
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,14 +9,16 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from labor_llm.careers import Careers
-from labor_llm.errors import RunError
+from labor_llm.errors import DataError, RunError
 from labor_llm.predictions import ChoiceProbabilities
+from labor_llm.taxonomy import Taxonomy
 from labor_llm.tracking import NoTracker, Tracker
 
-CHOICE_SET_FILE = "choice_set.json"
+FACTS_FILE = "occupation_model.json"
 
 
 def choice_set(train: Careers) -> tuple[str, ...]:
@@ -43,6 +46,7 @@ class OccupationModel(ABC):
 
     name: str
     choice_set: tuple[str, ...] = ()
+    taxonomy: Taxonomy
 
     def fit(
         self,
@@ -53,33 +57,50 @@ class OccupationModel(ABC):
     ) -> Self:
         """Learn from ``train``; ``valid`` is for choosing (smoothing, stopping), never for learning."""
         self.choice_set = tuple(choice_set)
+        self.taxonomy = train.taxonomy
+        self._training_persons = _person_hashes(train)
         self._fit(train, valid, workspace or Workspace())
         return self
 
     def predict(self, careers: Careers, workspace: Workspace | None = None) -> ChoiceProbabilities:
         """Log-probabilities (N, J) and the log of the mass before normalisation (N,), natural logs."""
         self._check_fitted("predict")
+        if careers.taxonomy != self.taxonomy:
+            raise DataError(
+                f"{self.name} was fitted on occupations of taxonomy {self.taxonomy.name!r}; dataset "
+                f"{careers.dataset!r} has those of {careers.taxonomy.name!r}, or the same with other titles."
+            )
         return self._predict(careers, workspace or Workspace())
 
     def log_probs(self, careers: Careers) -> NDArray[np.floating]:
         """Log-probabilities in nats, shape (N, J); the probabilities of a row sum to one."""
         return self.predict(careers).log_probs_NJ
 
+    def persons_seen(self, careers: Careers) -> int:
+        """How many of the persons were in the training data, by survey and person_id."""
+        return len(self._training_persons & _person_hashes(careers))
+
     def save(self, folder: Path) -> None:
         """Write all that ``load`` needs into the folder; no pickles."""
         self._check_fitted("save")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CHOICE_SET_FILE).write_text(json.dumps(self.choice_set))
+        facts = {
+            "choice_set": self.choice_set,
+            "taxonomy": self.taxonomy.to_json(),
+            "training_persons": sorted(self._training_persons),
+        }
+        (folder / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         self._save(folder)
 
     def load(self, folder: Path) -> Self:
         """Take over what ``save`` wrote for a model of the same settings."""
-        path = folder / CHOICE_SET_FILE
+        path = folder / FACTS_FILE
         if not path.is_file():
-            raise RunError(
-                f"no fitted model in {folder}: {CHOICE_SET_FILE} is missing. Name a complete run folder."
-            )
-        self.choice_set = tuple(json.loads(path.read_text()))
+            raise RunError(f"no fitted model in {folder}: {FACTS_FILE} is missing. Name a complete run folder.")
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        self.choice_set = tuple(facts["choice_set"])
+        self.taxonomy = Taxonomy.from_json(facts["taxonomy"])
+        self._training_persons = set(facts["training_persons"])
         self._load(folder)
         return self
 
@@ -98,3 +119,9 @@ class OccupationModel(ABC):
 
     @abstractmethod
     def _load(self, folder: Path) -> None: ...
+
+
+def _person_hashes(careers: Careers) -> set[str]:
+    """What recognises a person again: 64 bits of a hash of the survey and the person_id."""
+    persons = careers.table.select(pl.concat_str("survey", "person_id", separator="\n").unique()).to_series()
+    return {hashlib.sha256(person.encode()).hexdigest()[:16] for person in persons}

@@ -23,7 +23,6 @@ from labor_llm.language.tokens import CareerEncoder, EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.predictions import ChoiceProbabilities
-from labor_llm.taxonomy import Taxonomy
 from labor_llm.templates import Label, ResumeTemplate
 
 logger = logging.getLogger(__name__)
@@ -65,8 +64,7 @@ class LanguageModel(OccupationModel):
             settings.loss_on,
             self.seed,
         )
-        steps = settings.max_epochs * len(batches) // batches.parts
-        self._module = FineTuning(model, settings, steps, self.seed)
+        self._module = FineTuning(model, settings, settings.max_epochs * batches.steps, self.seed)
         logger.info(
             "fine-tuning %s on %d careers: %.1f million weights, %.1f million of them trained, %s",
             self.name,
@@ -88,8 +86,10 @@ class LanguageModel(OccupationModel):
     def _encode(self, careers: Careers, model: PreTrainedModel) -> EncodedCareers:
         """Tokenize careers that the model's context can hold."""
         encoded, context = self._encoder.encode(careers), int(model.config.max_position_embeddings)
-        if (longest := int(encoded.lengths.max())) > context:
-            person = careers.table["person_id"][int(encoded.record_starts[encoded.lengths.argmax()])]
+        longest_title = max(map(len, self._encoder.titles.values()))
+        needed_P = encoded.lengths + longest_title  # any title may be tried at the last record
+        if (longest := int(needed_P.max())) > context:
+            person = careers.table["person_id"][int(encoded.record_starts[needed_P.argmax()])]
             raise DataError(
                 f"the career of person {person!r} takes {longest} tokens; {self.backbone.name} reads at most "
                 f"{context}. Use a backbone with a longer context (for one from scratch, set backbone.context)."
@@ -105,18 +105,19 @@ class LanguageModel(OccupationModel):
     def _save(self, folder: Path) -> None:
         self.adapter.save(self._module.model, folder)
         self._encoder.tokenizer.save_pretrained(folder)
-        facts = {"titles": self._encoder.fingerprint, "taxonomy": self._encoder.taxonomy.to_json()}
+        revision = getattr(self._module.model.config, "_commit_hash", None)
+        facts = {"titles": self._encoder.fingerprint, "revision": revision}
         (folder / self.file).write_text(json.dumps(facts))
 
     def _load(self, folder: Path) -> None:
         facts = json.loads((folder / self.file).read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        taxonomy = Taxonomy.from_json(facts["taxonomy"])
-        self._encoder = CareerEncoder(tokenizer, self.template, self.label, taxonomy)
+        self._encoder = CareerEncoder(tokenizer, self.template, self.label, self.taxonomy)
         if self._encoder.fingerprint != facts["titles"]:
             raise RunError(
                 f"the tokenizer in {folder} no longer gives the token ids that the model was trained with. "
                 "It was changed, or this version of transformers reads it otherwise (see environment.txt)."
             )
-        model = self.adapter.load(folder, self.backbone, tokenizer, self._dtype)
+        backbone = self.backbone.at(facts["revision"])
+        model = self.adapter.load(folder, backbone, tokenizer, self._dtype)
         self._module = FineTuning(model, self.trainer, total_steps=1, seed=self.seed)
