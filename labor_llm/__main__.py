@@ -81,11 +81,18 @@ def _call_hydra(verb: str, words: Sequence[str]) -> None:
     _check_flags(args)
     overrides = with_paths(verb, args.overrides)
     with user_folder(args.config_dir):
-        check_overrides(args.config_name or verb, overrides, sweep=args.multirun)
+        check_overrides(args.config_name or verb, overrides, args.multirun, _check_parts)
         flags = {name: value for name, value in vars(args).items() if name not in ("overrides", "config_dir")}
         task = _task(verb)
         with _command_line([*_as_words(flags), *overrides]):
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=verb)(task)()
+
+
+def _check_parts(cfg: DictConfig) -> None:
+    """Try to build what a run is made of; only after another mistake, so that all are said at once."""
+    from labor_llm.build import build
+
+    build(cfg, [part for part in ("dataset", "model", "tracker") if part in cfg])
 
 
 def _check_flags(args: Namespace) -> None:

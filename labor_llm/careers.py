@@ -69,9 +69,10 @@ class Careers:
         problems = _column_problems(table)
         ours = pl.DataFrame([_cast(table, name, dtype) for name, dtype in COLUMNS.items()])
         uncast = {name: problem for name in COLUMNS if (problem := _cast_problem(table, ours, name))}
-        ours = ours.sort("person_id", "year")
+        order_N = ours.select(pl.arg_sort_by("person_id", "year")).to_series()
+        ours = ours[order_N]
         explained = uncast.keys() | (set(REQUIRED) - set(table.columns))
-        problems += [*uncast.values(), *_rule_problems(ours, taxonomy, explained)]
+        problems += [*uncast.values(), *_rule_problems(ours, order_N, taxonomy, explained)]
         if problems:
             lines = [f"dataset {dataset!r} ({source}) breaks the rules of a careers table:", *problems]
             raise DataError("\n- ".join(lines))
@@ -233,8 +234,9 @@ def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, name: str) -> str:
     if name not in table.columns:
         return ""
     kind = {pl.String: "text", pl.Int32: "a whole number", pl.Float64: "a number"}[COLUMNS[name]]
-    lost = ours.with_columns(table[name]).filter(ours[name].is_null() & table[name].is_not_null())
-    return "" if lost.is_empty() else _problem(name, f"must be {kind}, and null where unknown", lost)
+    rows = (ours[name].is_null() & table[name].is_not_null()).arg_true()
+    lost = ours.with_columns(table[name])[rows]
+    return "" if lost.is_empty() else _problem(name, f"must be {kind}, and null where unknown", lost, rows)
 
 
 def _same_person() -> pl.Expr:
@@ -271,10 +273,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _rule_problems(table: pl.DataFrame, taxonomy: Taxonomy, explained: set[str]) -> list[str]:
+def _rule_problems(table: pl.DataFrame, order_N: pl.Series, taxonomy: Taxonomy, explained: set[str]) -> list[str]:
     """A sentence for every rule that some record of a sorted table breaks.
 
-    Nulls in the columns ``explained`` follow from a problem that has been reported already.
+    ``order_N`` is each record's row in the unsorted table, from 0. Nulls in the columns ``explained`` follow
+    from a problem that has been reported already.
     """
     codes = f"must be a code of the taxonomy: {taxonomy.unknown(table['occupation'].drop_nulls().unique())}"
     rules: tuple[Rule, ...] = (
@@ -294,7 +297,9 @@ def _rule_problems(table: pl.DataFrame, taxonomy: Taxonomy, explained: set[str])
         pandera.DataFrameSchema(schema, strict=True).validate(table, lazy=True)
     except SchemaErrors as error:
         broken = error.failure_cases.group_by("column", "check", maintain_order=True)
-        return [_problem(name, rule, table[cases["index"]]) for (name, rule), cases in broken]
+        return [
+            _problem(name, rule, table[cases["index"]], order_N[cases["index"]]) for (name, rule), cases in broken
+        ]
     return []
 
 
@@ -308,10 +313,12 @@ def _check(rule: str, holds: pl.Expr) -> Any:
     )
 
 
-def _problem(name: str, rule: str, rows: pl.DataFrame) -> str:
+def _problem(name: str, rule: str, rows: pl.DataFrame, places: pl.Series) -> str:
     """What a column must be, the first records that are not so, and how many there are."""
-    first = rows[:SHOWN].select("person_id", "year", value=name)
-    shown = ", ".join(f"{value!r} (person {person!r}, {year})" for person, year, value in first.iter_rows())
+    first = rows[:SHOWN].select("person_id", "year", row=places[:SHOWN] + 1, value=name)
+    shown = ", ".join(
+        f"{value!r} (row {row}: person {who!r}, {year})" for who, year, row, value in first.iter_rows()
+    )
     more = " or more" if rows.height >= COUNTED else ""
     rest = f", ... ({rows.height:,}{more} records)" if rows.height > SHOWN else ""
     return f"{name}: {rule.rstrip('.')}. Found {shown}{rest}"

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,8 +79,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(filter(None, lines))
 
 
-def check_overrides(config_name: str, overrides: Sequence[str], sweep: bool = False) -> None:
-    """Raise one ConfigError that lists, line by line, every override that cannot be."""
+def check_overrides(
+    config_name: str,
+    overrides: Sequence[str],
+    sweep: bool = False,
+    check_parts: Callable[[DictConfig], object] = lambda cfg: None,
+) -> None:
+    """Raise one ConfigError that lists, line by line, every override that cannot be.
+
+    If there is one, ``check_parts`` adds what it has against the configuration of the others: a ConfigError.
+    """
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed, problems = _parsed(overrides, loader)
@@ -91,6 +99,8 @@ def check_overrides(config_name: str, overrides: Sequence[str], sweep: bool = Fa
             problems += _refused(config_name, job, loader)
         if not sweep and not problems:
             problems += _sweeps(config_name, sound, loader)
+        if problems:
+            problems += _further(config_name, _jobs(sound, loader)[0], check_parts)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
@@ -170,6 +180,20 @@ def _refused(config_name: str, job: Sequence[str], loader: ConfigLoader) -> list
         else:
             problems.append(_explained(override, complaint, config_name, taken, loader))
     return problems if standing is None else [*problems, one_line(standing)]
+
+
+def _further(config_name: str, job: Sequence[str], check_parts: Callable[[DictConfig], object]) -> list[str]:
+    """What is wrong with the parts that the overrides which can be composed describe."""
+    if _complaint(config_name, []) is not None:
+        return []
+    taken: list[str] = []
+    for override in job:
+        taken += [override] if _complaint(config_name, [*taken, override]) is None else []
+    try:
+        check_parts(compose(config_name, taken))
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _complaint(config_name: str, job: Sequence[str]) -> Exception | None:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -36,6 +37,9 @@ from labor_llm.models.base import choice_set
 from labor_llm.models.language import LanguageModel
 from labor_llm.taxonomy import Taxonomy
 from labor_llm.templates import ResumeTemplate, Titles
+
+settings.register_profile("suite", deadline=None, max_examples=30)
+settings.load_profile("suite")
 
 SMALL = {
     "hidden_size": 32,

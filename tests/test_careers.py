@@ -29,7 +29,7 @@ def crowd(persons: int) -> Careers:
 
 
 ids = st.integers(0, 9999).map(str)
-words = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=8)
+words = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=8).map(lambda text: f"a{text}z")
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -128,7 +128,7 @@ def test_all_that_is_wrong_is_said_in_one_message():
     beginnings = [line.split(":")[0] for line in str(error.value).splitlines()[1:]]
     assert beginnings == ["- survey", "- wage", "- weight", "- year", "- year", "- occupation"]
     assert "Did you mean '095'" in str(error.value)
-    assert "Found 19 (person '2', 19)" in str(error.value)
+    assert "Found 19 (row 3: person '2', 19)" in str(error.value)
 
 
 def test_an_empty_table_is_refused():
@@ -246,3 +246,10 @@ def test_a_part_without_persons_is_refused_unless_it_has_no_share():
 def test_shares_that_are_none_are_refused(shares, message):
     with pytest.raises(ValidationError, match=message):
         SplitByPerson(**shares)
+
+
+@pytest.mark.parametrize("odd", [" male", "male ", "nan", "None", "NULL"])
+def test_unknown_values_written_out_and_stray_spaces_are_refused(odd):
+    table = crowd(2).table.with_columns(gender=pl.lit(odd))
+    with pytest.raises(DataError, match=r"gender: (must not begin|looks like)"):
+        careers(table)

@@ -45,7 +45,13 @@ def predictions(quality: float, persons: int = 20) -> Predictions:
 def write_run(folder: Path, name: str, predicted: Predictions, complete: bool = True, **config) -> Path:
     """A run folder as a run writes it."""
     folder.mkdir(parents=True)
-    config = {"name": name, "seed": 0, "dataset": {"name": "panel"}, "outputs": str(folder)} | config
+    config = {
+        "name": name,
+        "seed": 0,
+        "dataset": {"name": "panel"},
+        "predict": "test",
+        "outputs": str(folder),
+    } | config
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if complete:
         metrics = evaluate(predicted).to_dict() | {"seconds": {"fit": 61.4, "score": 2.0}}
@@ -167,7 +173,9 @@ def test_settings_that_follow_from_a_name_are_left_out():
 def test_files_and_printed_table(outputs, tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "odd", "50%_a|b", predictions(0.1))
     monkeypatch.chdir(tmp_path)
-    comparison = compare_verb(OmegaConf.create({"runs": [str(outputs)], "reference": None, "folder": None}))
+    comparison = compare_verb(
+        OmegaConf.create({"runs": [str(outputs)], "reference": None, "folder": None, "outputs": "outputs"})
+    )
     (folder,) = Path("outputs/comparisons").iterdir()
     csv = pl.read_csv(folder / "comparison.csv")
     assert csv["perplexity_se"].to_list() == pytest.approx(comparison.table["perplexity_se"].to_list())

@@ -14,6 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from labor_llm.__main__ import main
 from labor_llm.build import build
 from labor_llm.configs import conf_folder
 from labor_llm.errors import ConfigError, DataError, RunError
@@ -160,6 +161,15 @@ def test_a_mistake_inside_a_run_is_one_message(tmp_path):
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
     assert answer.stderr.count("could not be loaded") == 1
+
+
+def test_all_mistakes_are_said_at_once(monkeypatch, capsys):
+    words = ["backbone=nanoo", "trainer.max_epoch=3", "labell=code", "trainer.max_epochs=abc", "adapter.rank=1"]
+    monkeypatch.setattr(sys, "argv", ["labor-llm", "run", *words])
+    assert main() == 2
+    said = capsys.readouterr().err
+    for part in ["'nanoo'", "'trainer.max_epoch'", "'labell'", "trainer.max_epochs: input", "'adapter.rank'"]:
+        assert part in said
 
 
 @pytest.mark.parametrize("wrong", ["predict=tset", "predict=train", "seed=abc", "name=a/b", "dataset.name=.."])
