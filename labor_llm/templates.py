@@ -4,7 +4,7 @@
 
 The text of a career up to record t is a prefix of the text up to record t + 1, the header holds only what is
 known before the first record, and what varies stands on the record's own line, before the title. The wording
-follows the public description of LABOR-LLM (arXiv 2406.17972, section 4).
+follows the public description of LABOR-LLM (arXiv 2406.17972).
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Titles(Label):
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class Codes(Label):
-    """Occupations by meaningless codes such as ``job_017``: the ablation of arXiv 2406.17972, section 6.
+    """Occupations by meaningless codes such as ``job_017``: the ablation of arXiv 2406.17972.
 
     The numbers follow a hash of the code, so that neighbours in the taxonomy do not get similar numbers.
     """

@@ -279,7 +279,8 @@ class ResumePoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that was interrupted after its patience had ended does not train on."""
-        trainer.should_stop = trainer.should_stop or self.stopping.stopped_epoch > 0
+        out_of_patience = self.stopping.wait_count >= self.stopping.patience
+        trainer.should_stop = trainer.should_stop or out_of_patience
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         batches = trainer.fit_loop.epoch_loop.batch_idx + 1

@@ -35,7 +35,7 @@ TOKENIZER_CAREERS = 20_000
 class LanguageModel(OccupationModel):
     """P(occupation) = P(its title and terminator | header, earlier records, this record's prompt), normalised.
 
-    arXiv 2406.17972, equation 2 gives the title's probability; here it also holds the terminator.
+    After arXiv 2406.17972; here the terminator belongs to the title, so that no title begins another.
     """
 
     name: str
