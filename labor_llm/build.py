@@ -27,7 +27,11 @@ USER_MISTAKES = (
 
 def build(cfg: DictConfig, sections: Iterable[str]) -> dict[str, Any]:
     """Construct the named sections of a configuration, or raise one ConfigError that lists every mistake."""
-    problems: list[str] = []
+    problems: list[str] = [
+        f"{section}: its file has no _target_. Begin it with the name of one of ours, such as `defaults: [table]`"
+        for section in sections
+        if isinstance(cfg[section], DictConfig) and "_target_" not in cfg[section]
+    ]
     parts = {section: _part(cfg, section, section, problems) for section in sections}
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))

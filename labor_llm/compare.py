@@ -189,7 +189,8 @@ def _read_runs(paths: Sequence[str | Path]) -> list[Run]:
             there = f"{left} there; the same command again resumes a run" if rest else "no run at all there"
             raise RunError(f"no complete run under {path}: {there if path.exists() else 'it does not exist'}.")
         if rest:
-            logger.warning("under %s: %s left out", path, left)
+            unfinished = [str(folder) for folder in folders if folder not in found]
+            logger.warning("%s left out: %s", left, ", ".join(unfinished))
         complete |= {folder.resolve(): folder for folder in found}
     if not complete:
         raise RunError("nothing to compare: name at least one run folder, or a folder above some.")

@@ -89,7 +89,10 @@ def score(cfg: DictConfig) -> float | None:
     if cfg.get("dataset") is not None:
         config["dataset"] = _plain(cfg)["dataset"]
     config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
-    config["outputs"] = cfg.outputs or str(fitted.parents[2])
+    home = fitted.parents[2]
+    config["outputs"] = cfg.outputs or str(
+        home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
+    )
     config["model"].get("trainer", {}).update({"accelerator": cfg.accelerator} if cfg.accelerator else {})
     merged = OmegaConf.create(config)
     _check(merged, ("test", "valid", "all"))

@@ -23,7 +23,7 @@ ENTRIES = {
     "run.yaml": "defaults: [command_line, {dataset: panel}, {backbone: nano}, _self_]\nseed: 0",
     "score.yaml": "defaults: [command_line, _self_]\nrun: ???",
     "compare.yaml": "defaults: [command_line, _self_]\nruns: []",
-    "dataset/panel.yaml": "name: panel",
+    "dataset/panel.yaml": "_target_: types.SimpleNamespace\nname: panel",
     "dataset/table.yaml": "name: table\nraw: ???",
     "backbone/nano.yaml": "layers: 2",
     "backbone/micro.yaml": "layers: 4",
@@ -189,7 +189,7 @@ def test_a_users_folder_holds_for_single_runs_and_sweeps(type_in, workplace):
 def test_showing_a_configuration_runs_nothing(type_in):
     code, out, _ = type_in("run", "--cfg", "job", "backbone=micro")
     assert code == 0
-    assert out == "dataset:\n  name: panel\nbackbone:\n  layers: 4\nseed: 0\n"
+    assert out == "dataset:\n  _target_: types.SimpleNamespace\n  name: panel\nbackbone:\n  layers: 4\nseed: 0\n"
     assert calls == []
 
 

@@ -160,7 +160,7 @@ def test_a_mistake_inside_a_run_is_one_message(tmp_path):
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
-    assert answer.stderr.count("could not be loaded") == 1
+    assert answer.stderr.count("there is no folder '/nowhere'") == 1
 
 
 def test_all_mistakes_are_said_at_once(monkeypatch, capsys):
@@ -170,6 +170,15 @@ def test_all_mistakes_are_said_at_once(monkeypatch, capsys):
     said = capsys.readouterr().err
     for part in ["'nanoo'", "'trainer.max_epoch'", "'labell'", "trainer.max_epochs: input", "'adapter.rank'"]:
         assert part in said
+
+
+def test_an_entry_of_ones_own_without_a_class_is_one_message(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("name: mine\n")
+    monkeypatch.setattr(sys, "argv", ["labor-llm", "run", "--config-dir", str(tmp_path), "dataset=mine"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "its file has no _target_" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["predict=tset", "predict=train", "seed=abc", "name=a/b", "dataset.name=.."])

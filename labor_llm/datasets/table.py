@@ -57,7 +57,7 @@ class Table:
 def read_file(path: Path, missing: list[str]) -> pl.DataFrame:
     """All columns of a CSV file, as text since leading zeros count, or of a Parquet file."""
     if not path.is_file():
-        raise DataError(f"no file at {path}")
+        raise DataError(f"dataset.raw: no file at {path.absolute()}")
     if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
         raise DataError(f"{path.name!r} must end in .csv, .csv.gz or .parquet")
     try:

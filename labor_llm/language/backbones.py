@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from labor_llm.errors import ConfigError
 
@@ -113,12 +115,14 @@ class HubBackbone(Backbone):
     pretrained: bool = True
 
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        self._prepare()
         try:
             return AutoTokenizer.from_pretrained(self._source, revision=self.revision, use_fast=True)
         except (OSError, ValueError) as error:
             raise self._not_loaded("tokenizer", error) from error
 
     def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+        self._prepare()
         try:
             return AutoModelForCausalLM.from_pretrained(
                 self._source,
@@ -133,6 +137,13 @@ class HubBackbone(Backbone):
     def at(self, revision: str | None) -> "HubBackbone":
         return replace(self, revision=self.revision or revision)
 
+    def _prepare(self) -> None:
+        """Refuse a folder that is not there, which the hub would take for a name; and keep the hub quiet."""
+        if self.path.startswith(("/", ".", "~")) and not Path(self._source).is_dir():
+            raise ConfigError(f"backbone.path: there is no folder {self.path!r} on this machine.")
+        transformers_logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
+
     @property
     def _source(self) -> str:
         return str(Path(self.path).expanduser())
@@ -142,5 +153,5 @@ class HubBackbone(Backbone):
         return ConfigError(
             f"backbone.path: the {part} of {self.path!r} could not be loaded ({reason}). Without internet, copy "
             "the model's folder (config.json, tokenizer.json, *.safetensors) to this machine and set "
-            "backbone.path=/its/folder; a gated model also needs `hf auth login` first."
+            "backbone.path=/its/folder (HF_HUB_OFFLINE=1 saves the wait); a gated model needs `hf auth login`."
         )

@@ -66,11 +66,11 @@ class LanguageModel(OccupationModel):
         )
         self._module = FineTuning(model, settings, settings.max_epochs * batches.steps, self.seed)
         logger.info(
-            "fine-tuning %s on %d careers: %.1f million weights, %.1f million of them trained, %s",
+            "fine-tuning %s on %d careers: trains %.1f of %.1f million weights, precision %s",
             self.name,
             train.persons,
-            sum(p.numel() for p in model.parameters()) / 1e6,
             sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
+            sum(p.numel() for p in model.parameters()) / 1e6,
             settings.resolved_precision,
         )
         validation = ValidationBatches(self._encode(valid, model), settings.micro_batch_size)
