@@ -29,7 +29,6 @@ DECISIVE = ("dataset", "model", "predict", "keep_distribution", "seed")
 """The parts of a config on which a run's results depend, but for the following keys."""
 INDIFFERENT = (
     "dataset.raw",
-    "model.trainer.micro_batch_size",
     "model.trainer.checkpoint_every",
     "model.trainer.accelerator",
     "model.scoring.max_tokens",

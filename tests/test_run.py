@@ -18,7 +18,7 @@ from labor_llm.__main__ import main
 from labor_llm.build import build
 from labor_llm.configs import conf_folder
 from labor_llm.errors import ConfigError, DataError, RunError
-from labor_llm.run import prepare, run, score
+from labor_llm.run import _folder, _plain, prepare, run, score
 from labor_llm.run_folder import held
 
 TINY = [
@@ -72,6 +72,18 @@ def test_other_settings_are_another_run(config, tmp_path):
     run(config("run", "model=markov", "tracker=jsonl"))
     run(config("run", "model=markov", "tracker=jsonl", "predict=valid"))
     assert len(run_folders(tmp_path)) == 2
+
+
+def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
+    """A checkpoint counts batches, so another micro batch may not go on from it; another device may."""
+
+    def folder(*overrides):
+        cfg = config("run", *overrides)
+        careers = build(cfg, ["dataset"])["dataset"].read()
+        return _folder(_plain(cfg), careers)
+
+    assert folder() == folder("trainer.accelerator=cpu", "trainer.checkpoint_every=7", "scoring.max_tokens=99")
+    assert folder() != folder("trainer.micro_batch_size=4")
 
 
 def test_a_language_model_runs_and_scores_again(config, tmp_path):

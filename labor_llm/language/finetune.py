@@ -49,7 +49,7 @@ class TrainerSettings:
     batch_size: int = Field(default=8, ge=1)
     """Careers per optimizer step."""
     micro_batch_size: int = Field(default=8, ge=1)
-    """Careers per forward pass; smaller needs less memory and changes nothing else."""
+    """Careers per forward pass; smaller needs less memory, and gradients are the same up to rounding."""
     loss_on: Literal["all", "titles"] = "all"
     """Learn to write the whole text, or only the titles in it."""
     warmup: float = Field(default=0.1, ge=0, le=1)
