@@ -62,6 +62,16 @@ class Codes(Label):
         return {code: f"job_{number:0{width}d}" for number, code in enumerate(shuffled)}
 
 
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Tokens(Titles):
+    """Occupations by their English titles, but each with its terminator is one new entry of the vocabulary.
+
+    The text stays the same; the whole distribution over the choice set then follows from one forward pass.
+    """
+
+    name: str = "token"
+
+
 @plain_dataclass(frozen=True)
 class RenderedCareer:
     """The text of one person and the place of every title in it."""

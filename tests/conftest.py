@@ -17,6 +17,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -50,6 +52,8 @@ SMALL = {
     "max_position_embeddings": 512,
 }
 ARCHITECTURES = {
+    "gemma": lambda size: GemmaConfig(vocab_size=size, head_dim=8, **SMALL),
+    "gemma3": lambda size: Gemma3TextConfig(vocab_size=size, head_dim=8, query_pre_attn_scalar=8, **SMALL),
     "gpt2": lambda size: GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512),
     "llama": lambda size: LlamaConfig(vocab_size=size, **SMALL),
     "qwen2": lambda size: Qwen2Config(vocab_size=size, **SMALL),

@@ -1,6 +1,6 @@
 """Fine-tuning: gradients, resume after interruption, what is saved."""
 
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language
 from pytorch_lightning.callbacks import Callback
 
-from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.errors import ConfigError, RunError
 from labor_llm.language import finetune
 from labor_llm.language.adapters import FullFineTuning, Lora
+from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
 from labor_llm.language.finetune import FineTuning, TrainerSettings
@@ -19,36 +20,38 @@ from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
 from labor_llm.models.language import LanguageModel
-from labor_llm.templates import ResumeTemplate, Titles
+from labor_llm.templates import ResumeTemplate, Titles, Tokens
 
 
-def hub_model(folder: Path, adapter=None, **settings) -> LanguageModel:
+def hub_model(folder: Path, adapter=None, label=None, **settings) -> LanguageModel:
     defaults = {"learning_rate": 1e-3, "max_epochs": 1, "accelerator": "cpu", "precision": "32-true"}
     return LanguageModel(
         name="small",
         backbone=HubBackbone(name="small", path=str(folder)),
         adapter=adapter or FullFineTuning(learning_rate=1e-3),
         template=ResumeTemplate(),
-        label=Titles(),
+        label=label or Titles(),
         scoring=ExactScoring(),
         trainer=TrainerSettings(**defaults | settings),
         seed=1,
     )
 
 
+@pytest.mark.parametrize("label", [Titles(), Tokens()], ids=["title", "token"])
 @pytest.mark.parametrize("adapter", [None, Lora(rank=4, dropout=0.1)], ids=["none", "lora"])
-def test_a_downloaded_model_is_fine_tuned_saved_and_loaded(model_folder, adapter, tmp_path):
-    model = hub_model(model_folder, adapter).fit(TRAIN, VALID, CHOICES)
+def test_a_downloaded_model_is_fine_tuned_saved_and_loaded(model_folder, adapter, label, tmp_path):
+    model = hub_model(model_folder, adapter, label).fit(TRAIN, VALID, CHOICES)
     model.save(tmp_path)
     assert any(tmp_path.glob("adapter_model.safetensors" if adapter else "model.safetensors"))
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
-    loaded = hub_model(model_folder, adapter).load(tmp_path)
+    loaded = hub_model(model_folder, adapter, label).load(tmp_path)
     np.testing.assert_allclose(loaded.log_probs(TEST), model.log_probs(TEST), atol=1e-5)
 
 
 def test_lora_trains_the_adapter_in_float32_and_nothing_else(model_folder):
     model = hub_model(model_folder, Lora(rank=4))
-    trained = model.adapter.apply(model.backbone.model(None, torch.bfloat16), model.backbone)
+    tokenizer = model.backbone.tokenizer([])
+    trained = model.adapter.apply(model.backbone.model(tokenizer, torch.bfloat16), model.backbone)
     parts = {
         (name.split(".")[-3], value.dtype) for name, value in trained.named_parameters() if value.requires_grad
     }
@@ -80,18 +83,21 @@ def test_a_missing_model_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize("loss_on", ["all", "titles"])
 def test_gradients_do_not_depend_on_how_a_step_is_cut(loss_on):
-    def gradient(micro_batch_size):
+    def gradient(micro_batch_size, layout):
         torch.manual_seed(0)
         model = language()
         tokenizer = model.backbone.tokenizer(ResumeTemplate().texts(TRAIN, Titles()))
         encoder = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy)
-        batches = TrainingBatches(encoder.encode(TRAIN), 8, micro_batch_size, loss_on, seed=0)
+        batches = TrainingBatches(encoder.encode(TRAIN), 40, micro_batch_size, loss_on, 0, layout)
         module = FineTuning(model.backbone.model(tokenizer, torch.float32), model.trainer, 1, 0)
-        for batch, _ in zip(batches, range(batches.parts), strict=False):
-            (module._nll(batch) / batch["step_tokens"]).backward()
+        with attending(module.model, PACKED) if layout == "packed" else nullcontext():
+            for batch in batches:
+                (module._nll(batch) / batch["step_tokens"]).backward()
         return torch.cat([p.grad.flatten() for p in module.parameters()])
 
-    torch.testing.assert_close(gradient(3), gradient(8), atol=1e-6, rtol=1e-4)
+    whole = gradient(40, "packed")
+    for micro_batch_size, layout in [(7, "packed"), (40, "padded"), (7, "padded")]:
+        torch.testing.assert_close(gradient(micro_batch_size, layout), whole, atol=1e-6, rtol=1e-4)
 
 
 class PowerCutError(Exception):
@@ -166,10 +172,3 @@ def test_a_changed_tokenizer_is_noticed(gpt2_folder, tmp_path):
     bpe_tokenizer("gpt2", ["other words"] * 9).save_pretrained(tmp_path)
     with pytest.raises(RunError, match="no longer gives the token ids"):
         hub_model(gpt2_folder).load(tmp_path)
-
-
-def test_a_career_that_the_context_cannot_hold_is_refused_before_training():
-    model = language()
-    model.backbone = replace(model.backbone, context=100)
-    with pytest.raises(DataError, match=r"takes \d+ tokens; tiny reads at most 100"):
-        model.fit(TRAIN, VALID, CHOICES)

@@ -1,5 +1,7 @@
 """The contract of every occupation model, and what is exact for each."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,8 +12,14 @@ from labor_llm.errors import RunError
 from labor_llm.models.empirical import Empirical
 from labor_llm.models.markov import Markov
 from labor_llm.predictions import choice_indices
+from labor_llm.templates import Tokens
 
-MODELS = {"empirical": Empirical, "markov": Markov, "language": language}
+MODELS = {
+    "empirical": Empirical,
+    "markov": Markov,
+    "language": language,
+    "language-token": lambda: replace(language(), label=Tokens()),
+}
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))

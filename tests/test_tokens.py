@@ -8,8 +8,9 @@ from conftest import SPLIT_WORDS, bpe_tokenizer, chain_panel
 
 from labor_llm.errors import DataError
 from labor_llm.language.backbones import ScratchBackbone
+from labor_llm.language.title_tokens import add_title_tokens
 from labor_llm.language.tokens import CareerEncoder
-from labor_llm.templates import Codes, ResumeTemplate, Titles
+from labor_llm.templates import Codes, ResumeTemplate, Titles, Tokens
 
 CAREERS = chain_panel(persons=12)
 TEXTS = ResumeTemplate().texts(CAREERS, Titles())
@@ -21,8 +22,11 @@ def tokenizer(request):
     return SCRATCH.tokenizer(TEXTS) if request.param == "scratch" else bpe_tokenizer(request.param, TEXTS)
 
 
-@pytest.fixture(params=[Titles(), Codes()], ids=lambda label: label.name)
+@pytest.fixture(params=[Titles(), Codes(), Tokens()], ids=lambda label: label.name)
 def encoder(request, tokenizer):
+    encoder = CareerEncoder(tokenizer, ResumeTemplate(), request.param, CAREERS.taxonomy)
+    if isinstance(request.param, Tokens):
+        add_title_tokens(encoder)
     return CareerEncoder(tokenizer, ResumeTemplate(), request.param, CAREERS.taxonomy)
 
 
@@ -30,7 +34,8 @@ def test_pieces_laid_end_to_end_are_the_text(encoder):
     encoded = encoder.encode(CAREERS)
     texts = ResumeTemplate().texts(CAREERS, encoder.label)
     for place, text in enumerate(texts):
-        ids = encoded.career(place)[0][len(encoder.prefix) :]
+        start, end = encoded.career_starts[place : place + 2]
+        ids = encoded.ids_T[start + len(encoder.prefix) : end]
         assert encoder.tokenizer.decode(ids) == text
         assert tuple(ids) == tuple(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -78,4 +83,10 @@ def test_fingerprint_follows_the_ids(tokenizer):
 def test_lengths_and_starts_agree(encoder):
     encoded = encoder.encode(CAREERS)
     assert encoded.career_starts[-1] == len(encoded.ids_T)
-    np.testing.assert_array_equal(encoded.lengths, [len(encoded.career(p)[0]) for p in range(len(encoded))])
+    np.testing.assert_array_equal(encoded.lengths, np.diff(encoded.career_starts))
+    for start, header, first in zip(
+        encoded.career_starts, encoded.header_ends, encoded.record_starts[:-1], strict=False
+    ):
+        header_text = encoder.tokenizer.decode(encoded.ids_T[start + len(encoder.prefix) : header])
+        assert header_text == ResumeTemplate().headers(CAREERS)[int(np.searchsorted(encoded.career_starts, start))]
+        assert header < encoded.prompt_ends[first]

@@ -1,11 +1,10 @@
 """The token tree of all titles."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labor_llm.language.trie import ROOT, TitleTrie
+from labor_llm.language.trie import NONE, TitleTrie
 
 END = 9
 titles = st.lists(
@@ -16,39 +15,60 @@ titles = st.lists(
 )
 
 
+def walked(trie: TitleTrie) -> dict[int, tuple[int, ...]]:
+    """Every title by its place, read off the edges from the root down."""
+    begun, ended = {NONE: ()}, {}
+    for token, parent, child, title in zip(
+        trie.edge_tokens_E, trie.edge_parents_E, trie.edge_children_E, trie.edge_titles_E, strict=True
+    ):
+        path = (*begun[parent], int(token))
+        if title == NONE:
+            begun[child] = path
+            assert trie.tokens_M[child] == token
+            assert trie.depths_M[child] == len(path)
+        else:
+            ended[int(title)] = path
+    return ended
+
+
 @given(titles)
 def test_titles_can_be_read_back_from_the_edges(titles):
-    trie = TitleTrie.of(titles)
-    assert [tuple(trie.title(place)) for place in range(len(titles))] == titles
+    assert walked(TitleTrie.of(titles)) == dict(enumerate(titles))
 
 
 @given(titles)
 def test_shared_beginnings_are_one_node(titles):
     trie = TitleTrie.of(titles)
-    beginnings = {title[:depth] for title in titles for depth in range(1, len(title))}
-    assert len(trie.tokens_M) == len(beginnings)
+    assert trie.nodes == len({title[:depth] for title in titles for depth in range(1, len(title))})
     assert len(trie.edge_tokens_E) == len({title[:d] for title in titles for d in range(1, len(title) + 1)})
 
 
 @given(titles)
-def test_paths_lead_from_the_root_to_the_node(titles):
+def test_edges_are_found_by_the_node_that_they_leave(titles):
     trie = TitleTrie.of(titles)
-    for depth, level in enumerate(trie.levels, start=1):
-        assert (trie.depths_M[level] == depth).all()
-        paths = trie.paths(level)
-        assert paths.shape == (level.stop - level.start, depth)
-        assert (trie.parents_M[paths[:, 0]] == ROOT).all()
-        assert (trie.parents_M[paths[:, 1:]] == paths[:, :-1]).all()
-        assert paths[:, -1].tolist() == list(range(level.start, level.stop))
+    for node in range(-1, trie.nodes):
+        edges = slice(trie.edge_starts[node + 1], trie.edge_starts[node + 2])
+        assert edges.start < edges.stop
+        assert (trie.edge_parents_E[edges] == node).all()
+    assert trie.edge_starts[-1] == len(trie.edge_tokens_E)
 
 
 @given(titles)
-def test_edges_of_all_levels_are_all_edges(titles):
+def test_a_node_knows_the_titles_below_it(titles):
     trie = TitleTrie.of(titles)
-    levels = trie.edges_by_level()
-    assert sorted(np.concatenate([edges for edges, _, _ in levels])) == list(range(len(trie.edge_tokens_E)))
-    for level, (edges, _, parents) in zip(trie.levels, levels[1:], strict=True):
-        assert (parents + level.start == trie.edge_parents_E[edges]).all()
+    nodes = {title[:depth] for title in titles for depth in range(1, len(title))}
+    below = {tuple(t for t in titles if t[: len(node)] == node) for node in nodes}
+    assert {
+        tuple(t for t, is_below in zip(titles, row, strict=True) if is_below) for row in trie.below_MJ
+    } == below
+
+
+@given(titles)
+def test_levels_hold_the_nodes_of_one_depth(titles):
+    trie = TitleTrie.of(titles)
+    for depth, level in enumerate(trie.levels, start=1):
+        assert (trie.depths_M[level] == depth).all()
+    assert sum(level.stop - level.start for level in trie.levels) == trie.nodes
 
 
 @pytest.mark.parametrize("titles", [[(1, 2), (1, 2, 3)], [(1, 2), (1, 2)]])

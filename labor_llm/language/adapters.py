@@ -1,6 +1,7 @@
 """Adapters: which weights of a backbone are trained, and how they are saved."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,8 +27,11 @@ class Adapter(ABC):
         """The type of the backbone's weights where matrix products are done in ``mixed``."""
 
     @abstractmethod
-    def apply(self, model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
-        """The model with exactly the weights to train requiring gradients; they are float32."""
+    def apply(self, model: PreTrainedModel, backbone: Backbone, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
+        """The model with exactly the weights to train requiring gradients; they are float32.
+
+        The embeddings of ``new_tokens`` are trained, and saved, in any case.
+        """
 
     @abstractmethod
     def save(self, model: PreTrainedModel, folder: Path) -> None:
@@ -50,7 +54,7 @@ class FullFineTuning(Adapter):
     def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
         return torch.float32
 
-    def apply(self, model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, backbone: Backbone, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
         return model
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
@@ -76,7 +80,7 @@ class Lora(Adapter):
     def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
         return mixed
 
-    def apply(self, model: PreTrainedModel, backbone: Backbone) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, backbone: Backbone, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
         if not backbone.pretrained:
             raise ConfigError(
                 f"adapter=lora: backbone {backbone.name!r} has random weights; the adapter would be saved "
@@ -88,8 +92,13 @@ class Lora(Adapter):
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
+            trainable_token_indices=_embeddings(model, new_tokens),
         )
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        for weight in adapted.parameters():
+            if weight.requires_grad:  # peft leaves embeddings in the type of the base
+                weight.data = weight.data.float()
+        return adapted
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
@@ -98,3 +107,14 @@ class Lora(Adapter):
         self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     ) -> PreTrainedModel:
         return PeftModel.from_pretrained(backbone.model(tokenizer, dtype), folder)
+
+
+def _embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The tokens to train, by the name of the layers that embed them; a tied output follows the input."""
+    if not tokens:
+        return None
+    layers = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings:
+        layers.append(model.get_output_embeddings())
+    names = {id(module): name for name, module in model.named_modules()}
+    return {names[id(layer)]: list(tokens) for layer in layers}

@@ -124,7 +124,7 @@ class HubBackbone(Backbone):
     def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
         self._prepare()
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 self._source,
                 revision=self.revision,
                 dtype=dtype,
@@ -133,6 +133,9 @@ class HubBackbone(Backbone):
             )
         except (OSError, ValueError) as error:
             raise self._not_loaded("model", error) from error
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # it was given tokens of its own
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return model
 
     def at(self, revision: str | None) -> "HubBackbone":
         return replace(self, revision=self.revision or revision)

@@ -1,11 +1,12 @@
 """Careers in batches. For training, the order follows from the seed, the epoch and the batch, so it can resume.
 
-Shapes: B careers of a batch, L tokens of its longest, R records of the one that has most.
+Shapes: B careers of a batch, L tokens of its longest, T of all of them; a packed batch has B = 1 and L = T.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from math import ceil
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -13,17 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from labor_llm.language.loss import IGNORED
+from labor_llm.language.scoring import PackedCareers
 from labor_llm.language.tokens import EncodedCareers
 
-IGNORED = -100
-"""Label of a token that carries no loss."""
+Layout = Literal["packed", "padded"]
+LossOn = Literal["all", "titles"]
+
+SORTED_STEPS = 32
+"""Optimizer steps whose careers are sorted by length together, so that padding them wastes little."""
 
 
 class CareerBatch(TypedDict):
-    """Whole careers, padded on the right."""
+    """Whole careers: end to end in one row, or one career a row, padded on the right."""
 
-    input_ids: Tensor
-    attention_mask: Tensor
+    inputs: dict[str, Any]
+    """What the model is called with."""
     labels: Tensor
     """The tokens themselves, IGNORED where there is no loss (B, L)."""
     step_tokens: Tensor
@@ -33,39 +39,69 @@ class CareerBatch(TypedDict):
 
 
 def collate(
-    encoded: EncodedCareers, careers: NDArray[np.int64], loss_on: str, step_tokens: int = 0
+    encoded: EncodedCareers,
+    careers: NDArray[np.int64],
+    layout: Layout,
+    loss_on: LossOn,
+    step_tokens: int = 0,
 ) -> CareerBatch:
-    """Pad the given careers; the first token of each has no loss, since nothing stands before it."""
-    lengths = encoded.lengths[careers]
-    shape = (len(careers), int(lengths.max()))
-    ids, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED)
-    for row, (career, length) in enumerate(zip(careers, lengths, strict=True)):
-        span = slice(encoded.career_starts[career], encoded.career_starts[career + 1])
-        ids[row, :length] = encoded.ids_T[span]
-        supervised = encoded.in_title_T[span] if loss_on == "titles" else True
-        labels[row, :length] = np.where(supervised, ids[row, :length], IGNORED)
-    labels[:, 0] = IGNORED
+    """Lay the given careers out; the first token of each has no loss, since nothing stands before it."""
+    spans = [slice(start, end) for start, end in zip(*encoded.bounds(careers), strict=True)]
+    ids = [encoded.ids_T[span].astype(np.int64) for span in spans]
+    labels = [
+        np.where(encoded.in_title_T[span], tokens, IGNORED) if loss_on == "titles" else tokens.copy()
+        for span, tokens in zip(spans, ids, strict=True)
+    ]
+    for career in labels:
+        career[0] = IGNORED
     records = (encoded.record_starts[careers + 1] - encoded.record_starts[careers]).sum()
+    inputs, labels_BL = _packed(ids, labels) if layout == "packed" else _padded(ids, labels)
     return CareerBatch(
-        input_ids=torch.from_numpy(ids),
-        attention_mask=torch.from_numpy((np.arange(shape[1]) < lengths[:, None]).astype(np.int64)),
-        labels=torch.from_numpy(labels),
+        inputs=inputs,
+        labels=labels_BL,
         step_tokens=torch.tensor(step_tokens),
         records=torch.tensor(records),
     )
 
 
+def _packed(ids: list[NDArray[np.int64]], labels: list[NDArray[np.int64]]) -> tuple[dict[str, Any], Tensor]:
+    """One row; places begin again in every career, and attention keeps to ``career_starts``."""
+    starts = np.cumsum([0, *map(len, ids)]).tolist()
+    places = np.concatenate([np.arange(end - start) for start, end in pairwise(starts)])
+    inputs = {
+        "input_ids": torch.from_numpy(np.concatenate(ids))[None],
+        "position_ids": torch.from_numpy(places)[None],
+        "career_starts": starts,
+    }
+    return inputs, torch.from_numpy(np.concatenate(labels))[None]
+
+
+def _padded(ids: list[NDArray[np.int64]], labels: list[NDArray[np.int64]]) -> tuple[dict[str, Any], Tensor]:
+    lengths = np.array([len(career) for career in ids])
+    known = np.arange(lengths.max()) < lengths[:, None]
+    ids_BL, labels_BL = np.zeros(known.shape, dtype=np.int64), np.full(known.shape, IGNORED)
+    ids_BL[known], labels_BL[known] = np.concatenate(ids), np.concatenate(labels)
+    inputs = {"input_ids": torch.from_numpy(ids_BL), "attention_mask": torch.from_numpy(known.astype(np.int64))}
+    return inputs, torch.from_numpy(labels_BL)
+
+
 class TrainingBatches:
     """Shuffled batches of one epoch after another; an epoch's last, incomplete step is left out.
 
-    One optimizer step reads ``batch_size`` careers, at most ``micro_batch_size`` at a time. Lightning saves
-    ``state_dict`` in its checkpoints, so a resumed run goes on with the batch after the last one.
+    A step's ``batch_size`` careers are cut into ``parts`` batches of at most ``micro_batch_size``. Padded careers
+    are batched with others of about their length.
     """
 
     def __init__(
-        self, encoded: EncodedCareers, batch_size: int, micro_batch_size: int, loss_on: str, seed: int
+        self,
+        encoded: EncodedCareers,
+        batch_size: int,
+        micro_batch_size: int,
+        loss_on: LossOn,
+        seed: int,
+        layout: Layout = "packed",
     ) -> None:
-        self.encoded, self.loss_on, self.seed = encoded, loss_on, seed
+        self.encoded, self.loss_on, self.seed, self.layout = encoded, loss_on, seed, layout
         self.batch_size = min(batch_size, len(encoded))
         self.parts = ceil(self.batch_size / micro_batch_size)
         """Forward passes of an optimizer step."""
@@ -81,17 +117,29 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[CareerBatch]:
         self.load_state_dict(self.state_dict())  # from the end of an epoch to the start of the next
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.encoded))
+        order = self._order()
         while self.batch < len(self):
             step, part = divmod(self.batch, self.parts)
-            careers = order[step * self.batch_size : (step + 1) * self.batch_size]
+            careers = order[step]
             careers = careers[np.argsort(self.encoded.lengths[careers], kind="stable")]
             self.batch += 1
             tokens = self._supervised_tokens(careers)
-            yield collate(self.encoded, np.array_split(careers, self.parts)[part], self.loss_on, tokens)
+            chosen = np.array_split(careers, self.parts)[part]
+            yield collate(self.encoded, chosen, self.layout, self.loss_on, tokens)
+
+    def _order(self) -> NDArray[np.int64]:
+        """The careers of every step of the epoch, (steps, batch_size)."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.encoded))[: self.steps * self.batch_size]
+        if self.layout == "packed":
+            return order.reshape(self.steps, self.batch_size)
+        together = SORTED_STEPS * self.batch_size
+        groups = [order[start : start + together] for start in range(0, len(order), together)]
+        groups = [group[np.argsort(self.encoded.lengths[group], kind="stable")] for group in groups]
+        return rng.permutation(np.concatenate(groups).reshape(self.steps, self.batch_size))
 
     def _supervised_tokens(self, careers: NDArray[np.int64]) -> int:
-        starts, ends = self.encoded.career_starts[careers], self.encoded.career_starts[careers + 1]
+        starts, ends = self.encoded.bounds(careers)
         if self.loss_on == "all":
             return int((ends - starts - 1).sum())
         return sum(int(self.encoded.in_title_T[start:end].sum()) for start, end in zip(starts, ends, strict=True))
@@ -110,8 +158,8 @@ class TrainingBatches:
 class ValidationBatches:
     """All careers once, similar lengths together, with a loss on titles only."""
 
-    def __init__(self, encoded: EncodedCareers, batch_size: int) -> None:
-        self.encoded, self.batch_size = encoded, batch_size
+    def __init__(self, encoded: EncodedCareers, batch_size: int, layout: Layout = "packed") -> None:
+        self.encoded, self.batch_size, self.layout = encoded, batch_size, layout
 
     def __len__(self) -> int:
         return ceil(len(self.encoded) / self.batch_size)
@@ -119,54 +167,50 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[CareerBatch]:
         order = np.argsort(self.encoded.lengths, kind="stable")
         for start in range(0, len(order), self.batch_size):
-            yield collate(self.encoded, order[start : start + self.batch_size], "titles")
+            yield collate(self.encoded, order[start : start + self.batch_size], self.layout, "titles")
 
 
 class ScoringBatch(TypedDict):
-    """Careers with about as many records each, padded on the right."""
+    """Careers in one row, and their records."""
 
-    ids_BL: Tensor
-    prompt_ends_BR: Tensor
-    """Where each record's title begins; 1 where a career has fewer records."""
-    records_BR: Tensor
-    """The record's place in the table; -1 where a career has fewer records."""
+    careers: PackedCareers
+    records_Q: Tensor
+    """The records' places in the table."""
 
 
 class ScoringBatches(Dataset[ScoringBatch]):
-    """All careers once, in batches whose careers and trees keep within a budget of tokens.
+    """All careers once, as many together as have up to ``max_tokens`` tokens.
 
-    ``width`` is the number of nodes that the widest level of the tree of one record has.
+    ``realised_N`` holds the place of every record's occupation in the choice set, -1 where it is outside.
     """
 
-    def __init__(self, encoded: EncodedCareers, width: int, max_tokens: int) -> None:
-        self.encoded = encoded
-        records = np.diff(encoded.record_starts)
-        order = np.lexsort((encoded.lengths, records))
-        self.batches: list[NDArray[np.int64]] = []
-        start = 0
-        for end in range(1, len(order) + 1):
-            longest = max(encoded.lengths[order[start:end]].max(), records[order[end - 1]] * width)
-            if end - start > 1 and (end - start) * longest > max_tokens:
-                self.batches.append(order[start : end - 1])
-                start = end - 1
-        self.batches.append(order[start:])
+    def __init__(self, encoded: EncodedCareers, realised_N: NDArray[np.int64], max_tokens: int) -> None:
+        self.encoded, self.realised_N = encoded, realised_N
+        self.batches: list[range] = []
+        start = tokens = 0
+        for career, length in enumerate(encoded.lengths.tolist()):
+            if career > start and tokens + length > max_tokens:
+                self.batches.append(range(start, career))
+                start, tokens = career, 0
+            tokens += length
+        self.batches.append(range(start, len(encoded)))
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, place: int) -> ScoringBatch:
         careers, encoded = self.batches[place], self.encoded
-        records = np.diff(encoded.record_starts)[careers]
-        shape = (len(careers), int(records.max()))
-        ids_BL = np.zeros((len(careers), int(encoded.lengths[careers].max())), dtype=np.int64)
-        prompt_ends_BR, records_BR = np.ones(shape, dtype=np.int64), np.full(shape, -1)
-        for row, (career, count) in enumerate(zip(careers, records, strict=True)):
-            ids, prompt_ends = encoded.career(int(career))
-            ids_BL[row, : len(ids)] = ids
-            prompt_ends_BR[row, :count] = prompt_ends
-            records_BR[row, :count] = encoded.record_starts[career] + np.arange(count)
+        first, stop = encoded.record_starts[careers.start], encoded.record_starts[careers.stop]
+        start, end = encoded.career_starts[careers.start], encoded.career_starts[careers.stop]
+        counts = np.diff(encoded.record_starts[careers.start : careers.stop + 1])
         return ScoringBatch(
-            ids_BL=torch.from_numpy(ids_BL),
-            prompt_ends_BR=torch.from_numpy(prompt_ends_BR),
-            records_BR=torch.from_numpy(records_BR),
+            careers=PackedCareers(
+                ids_T=torch.from_numpy(encoded.ids_T[start:end].astype(np.int64)),
+                career_starts=(encoded.career_starts[careers.start : careers.stop + 1] - start).tolist(),
+                careers_Q=torch.from_numpy(np.repeat(np.arange(len(careers)), counts)),
+                prompt_ends_Q=torch.from_numpy(encoded.prompt_ends[first:stop] - start),
+                title_ends_Q=torch.from_numpy(encoded.title_ends[first:stop] - start),
+                realised_Q=torch.tensor(self.realised_N[first:stop]),
+            ),
+            records_Q=torch.arange(first, stop),
         )

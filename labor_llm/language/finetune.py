@@ -4,33 +4,44 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as L
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.utils import logging as transformers_logging
 
 from labor_llm.errors import RunError
+from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.batches import (
-    IGNORED,
     CareerBatch,
+    Layout,
+    LossOn,
     ScoringBatch,
     ScoringBatches,
     TrainingBatches,
     ValidationBatches,
 )
-from labor_llm.language.scoring import ExactScoring, TitleScorer, self_check, tokens_per_pass
+from labor_llm.language.loss import summed_nll
+from labor_llm.language.scoring import (
+    RealizedScoring,
+    Scores,
+    Scoring,
+    TitleScorer,
+    self_check,
+    tokens_per_pass,
+)
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
@@ -50,7 +61,9 @@ class TrainerSettings:
     """Careers per optimizer step."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Careers per forward pass; smaller needs less memory, and gradients are the same up to rounding."""
-    loss_on: Literal["all", "titles"] = "all"
+    layout: Layout = "packed"
+    """Careers end to end in one row without padding, or one career a row, padded."""
+    loss_on: LossOn = "all"
     """Learn to write the whole text, or only the titles in it."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the learning rate rises."""
@@ -65,6 +78,10 @@ class TrainerSettings:
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bfloat16 products where the GPU or the processor multiplies them faster, else float32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
+    compile: bool = False
+    """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.accelerator.is_available():
@@ -84,7 +101,7 @@ class FineTuning(L.LightningModule):
     """Trains a causal language model to write careers, validates on their titles, and scores choice sets."""
 
     trie: TitleTrie
-    scoring: ExactScoring
+    scoring: Scoring
     scorer: TitleScorer
 
     def __init__(self, model: PreTrainedModel, settings: TrainerSettings, total_steps: int, seed: int) -> None:
@@ -108,7 +125,7 @@ class FineTuning(L.LightningModule):
         self.valid_nll.update(self._nll(batch) / batch["records"], weight=batch["records"])
 
     def on_validation_epoch_end(self) -> None:
-        perplexity = self.valid_nll.compute().exp()
+        perplexity = self.valid_nll.compute().double().exp()  # titles of many tokens start above exp(88)
         self.log(MONITOR, perplexity)
         self.log("valid", perplexity, prog_bar=True, logger=False)
         self.valid_nll.reset()
@@ -116,18 +133,18 @@ class FineTuning(L.LightningModule):
     def on_predict_start(self) -> None:
         """Lay the trie out on the model's device, and check the scores of two careers the plain way."""
         budget = tokens_per_pass(self.scoring, self.model.config.vocab_size)
-        self.scorer = TitleScorer(self.model, self.trie, budget)
         loader = self.trainer.predict_dataloaders
         assert isinstance(loader, DataLoader)
         batch: ScoringBatch = loader.dataset[len(loader) - 1]
-        ids_BL, prompt_ends_BR = batch["ids_BL"][-2:].to(self.device), batch["prompt_ends_BR"][-2:].to(self.device)
-        self_check(self.scorer, ids_BL, prompt_ends_BR, (batch["records_BR"][-2:] >= 0).sum(1))
+        self.scorer = TitleScorer(self.model, self.trie, budget, self.scoring.tolerance)
+        self_check(self.scorer, batch["careers"].to(self.device))
 
-    def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """The places of the batch's records in the table, and their scores, (N,) and (N, J)."""
-        known = batch["records_BR"] >= 0
-        scores_BRJ = self.scorer.score(batch["ids_BL"], batch["prompt_ends_BR"])
-        return batch["records_BR"][known].cpu(), scores_BRJ[known].cpu()
+    def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Scores]:
+        """The places of the batch's records in the table, and their scores."""
+        careers = batch["careers"]
+        realised_only = isinstance(self.scoring, RealizedScoring)
+        scores = self.scorer.score_realised(careers) if realised_only else self.scorer.score(careers)
+        return batch["records_Q"], scores
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -155,15 +172,7 @@ class FineTuning(L.LightningModule):
 
     def _nll(self, batch: CareerBatch) -> Tensor:
         """Minus the log-probability of all labelled tokens, summed, in nats."""
-        logits_BLV = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits
-        return cross_entropy(
-            logits_BLV[:, :-1].flatten(0, 1).float(),
-            batch["labels"][:, 1:].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
+        return summed_nll(self.model, batch["inputs"], batch["labels"])
 
 
 class TrackerLogger(Logger):
@@ -219,7 +228,9 @@ def fine_tune(
             num_sanity_val_steps=0,
         )
         module.train()  # a loaded model comes without dropout
-        trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
+        packed = module.settings.layout == "packed"
+        with attending(module.model, PACKED) if packed else nullcontext():
+            trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
         best = trainer.checkpoint_callback
         assert isinstance(best, ModelCheckpoint)
         if best.best_model_score is None or not torch.isfinite(best.best_model_score):
@@ -231,22 +242,29 @@ def fine_tune(
 
 
 def score_careers(
-    module: FineTuning, encoded: EncodedCareers, trie: TitleTrie, scoring: ExactScoring, progress: bool
-) -> Tensor:
-    """Log-probabilities before normalisation of all titles for all records, (N, J), by the predict loop."""
+    module: FineTuning,
+    encoded: EncodedCareers,
+    realised_N: NDArray[np.int64],
+    trie: TitleTrie,
+    scoring: Scoring,
+    progress: bool,
+) -> Scores:
+    """Scores of all records, in the order of the table, by the Trainer's predict loop.
+
+    ``realised_N`` holds the place of each record's occupation among the trie's titles, -1 where it is outside.
+    """
     module.trie, module.scoring = trie, scoring
     budget = tokens_per_pass(scoring, module.model.config.vocab_size)
-    loader = DataLoader(ScoringBatches(encoded, trie.width, budget), batch_size=None)
+    loader = DataLoader(ScoringBatches(encoded, realised_N, budget), batch_size=None)
     in_float32 = all(parameter.dtype == torch.float32 for parameter in module.parameters())
     precision = "32-true" if in_float32 else module.settings.resolved_precision
     scored = lightning_trainer(module.settings, progress, logger=False, precision=precision).predict(
         module, loader
     )
     assert scored is not None
-    raw_NJ = torch.empty(len(encoded.prompt_ends), len(trie.title_edges_JD))
-    for records, scores in scored:
-        raw_NJ[records] = scores
-    return raw_NJ
+    records, scores = zip(*scored, strict=True)
+    assert torch.equal(torch.cat(records), torch.arange(len(realised_N)))
+    return Scores.joined(scores)
 
 
 def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: Any) -> L.Trainer:

@@ -1,13 +1,18 @@
-"""The exact log-probability of every title for every record of careers, with each career read once.
+"""The log-probability of every title for every record of careers, with each career read once.
 
 A title's probability is the product over its tokens, the terminator's included (design: no title is then the
-beginning of another, so the titles' probabilities cannot sum to more than one).
+beginning of another, so the titles' probabilities cannot sum to more than one). The titles' token tree is walked
+level by level, for all records of a batch at once. Pruning leaves out nodes whose probability, and so that of all
+titles below them together, is known to be small: what is left out is counted, so it is known how wrong the result
+can be.
 
-Legend: B careers, R records of each, L tokens of the longest, J titles, M inner nodes and E edges of their trie, W
-nodes of one of its levels, V tokens of the vocabulary.
+Legend: T tokens of all careers of a batch, Q records, J titles, M inner nodes of their trie, N nodes of one level
+of the records' trees, V tokens of the vocabulary.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
 
 import torch
 from pydantic import ConfigDict, Field
@@ -16,103 +21,310 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from labor_llm.errors import RunError
-from labor_llm.language.tree_attention import TreeState, attending_to_tree
-from labor_llm.language.trie import TitleTrie
+from labor_llm.language.attention import BLOCK_ROWS, PACKED, Block, Forest, attending, attending_to
+from labor_llm.language.trie import NONE, TitleTrie
 
 TOLERANCE, ROUGH_TOLERANCE = 1e-3, 0.25
 """Nats by which the tree and the plain way may differ in the self-check, in float32 and in bfloat16."""
 LOGITS_PER_PASS = 2**28
 """Logits that one forward pass may give: a gigabyte in float32."""
+CPU_NODES = 1024
+"""Nodes of one forward pass on a CPU: what they give then stays in its caches."""
+SETTINGS = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class ExactScoring:
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Scoring:
+    """How much is computed of the distribution over the choice set."""
+
+    name: str
+    max_tokens: int = Field(default=4096, ge=1)
+    """Tokens in one forward pass over careers or over a level of their trees; bounds the memory."""
+    tolerance: float = Field(default=0.0, ge=0, lt=1)
+    """Probability per record that may be left unexpanded."""
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ExactScoring(Scoring):
     """Every title of the choice set, exactly."""
 
     name: str = "exact"
-    max_tokens: int = Field(default=4096, ge=1)
-    """Tokens in one forward pass over careers or over a level of their trees; bounds the memory."""
+    tolerance: float = Field(default=0.0, ge=0, le=0)
 
 
-def tokens_per_pass(scoring: ExactScoring, vocabulary: int) -> int:
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class PrunedScoring(Scoring):
+    """Titles that begin improbably share the probability of their beginning; realised titles stay exact."""
+
+    name: str = "pruned"
+    tolerance: float = Field(default=1e-3, ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class RealizedScoring(Scoring):
+    """Only the occupation that was realised, before normalisation: one forward pass per career."""
+
+    name: str = "realized"
+    tolerance: float = Field(default=0.0, ge=0, le=0)
+
+
+def tokens_per_pass(scoring: Scoring, vocabulary: int) -> int:
     """The budget of one forward pass, smaller where the vocabulary is large."""
     return min(scoring.max_tokens, max(1, LOGITS_PER_PASS // vocabulary))
+
+
+@plain_dataclass(frozen=True)
+class PackedCareers:
+    """Careers laid end to end in one row, and the records to score in them, career after career."""
+
+    ids_T: Tensor
+    career_starts: list[int]
+    """First token of every career, and the end of the last."""
+    careers_Q: Tensor
+    """The career of every record, ascending."""
+    prompt_ends_Q: Tensor
+    """Where in the row its title begins."""
+    title_ends_Q: Tensor
+    """The token after its title's last, the terminator."""
+    realised_Q: Tensor
+    """The place of its title in the choice set, NONE if it is outside."""
+
+    def to(self, device: torch.device) -> "PackedCareers":
+        """The same on another device; Lightning calls this too."""
+        return PackedCareers(
+            self.ids_T.to(device),
+            self.career_starts,
+            self.careers_Q.to(device),
+            self.prompt_ends_Q.to(device),
+            self.title_ends_Q.to(device),
+            self.realised_Q.to(device),
+        )
+
+    @property
+    def positions_T(self) -> Tensor:
+        """Every token's place in its own career."""
+        starts = torch.tensor(self.career_starts)
+        places = torch.arange(len(self.ids_T)) - starts[:-1].repeat_interleave(starts.diff())
+        return places.to(self.ids_T.device)
+
+
+@plain_dataclass  # not frozen: Lightning moves its tensors to the computer's own memory
+class Scores:
+    """What the titles' trees gave."""
+
+    raw_QJ: Tensor
+    """Log-probabilities before normalisation, float32; titles below an unexpanded node share its probability.
+    NaN for titles that were not asked for."""
+    unexpanded_Q: Tensor
+    """Probability of all unexpanded nodes, float64. After normalisation, the probability of no event (of no set of
+    titles) is further from the exact one than this over the row's sum."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scores"]) -> "Scores":
+        """The scores of several batches, one after the other."""
+        return cls(torch.cat([part.raw_QJ for part in parts]), torch.cat([part.unexpanded_Q for part in parts]))
+
+
+@plain_dataclass(frozen=True)
+class Level:
+    """Nodes of one level of the trees, record after record."""
+
+    records_N: Tensor
+    nodes_N: Tensor
+    """Their numbers in the trie."""
+    log_probs_N: Tensor
+    """Of the tokens from the prompt to the node."""
+    ancestors_NA: Tensor
+    """Their numbers in the forest."""
+
+    def __len__(self) -> int:
+        return len(self.records_N)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Level":
+        return Level(
+            self.records_N[chosen], self.nodes_N[chosen], self.log_probs_N[chosen], self.ancestors_NA[chosen]
+        )
 
 
 class TitleScorer:
     """Scores careers with one language model and one trie of titles."""
 
-    def __init__(self, model: PreTrainedModel, trie: TitleTrie, max_tokens: int) -> None:
-        self.model, self.trie = model, trie
+    def __init__(self, model: PreTrainedModel, trie: TitleTrie, max_tokens: int, tolerance: float = 0.0) -> None:
+        self.model, self.trie, self.max_tokens, self.tolerance = model, trie, max_tokens, tolerance
         device = model.device
-        self.levels = [
-            (
-                level,
-                torch.as_tensor(trie.tokens_M[level], device=device),
-                torch.as_tensor(trie.paths(level), device=device),
-            )
-            for level in trie.levels
-        ]
-        self.records_per_pass = max(1, max_tokens // trie.width)
-        self.edges = [
-            (
-                torch.as_tensor(edges, device=device),
-                torch.as_tensor(tokens, device=device),
-                torch.as_tensor(parents, device=device),
-            )
-            for edges, tokens, parents in trie.edges_by_level()
-        ]
-        self.title_edges_JD = torch.as_tensor(trie.title_edges_JD, device=device)
+        self.pass_nodes = min(max_tokens, CPU_NODES) if device.type == "cpu" else max_tokens
+        self.node_tokens_M = torch.as_tensor(trie.tokens_M, device=device)
+        self.edge_starts = torch.as_tensor(trie.edge_starts, device=device)
+        self.edge_tokens_E = torch.as_tensor(trie.edge_tokens_E, device=device)
+        self.edge_children_E = torch.as_tensor(trie.edge_children_E, device=device)
+        self.edge_titles_E = torch.as_tensor(trie.edge_titles_E, device=device)
+        self.below_MJ = torch.as_tensor(trie.below_MJ, device=device)
 
     @torch.no_grad()
-    def score(self, ids_BL: Tensor, prompt_ends_BR: Tensor) -> Tensor:
-        """Log-probabilities before normalisation, shape (B, R, J), float32.
+    def score(self, batch: PackedCareers) -> Scores:
+        """Scores of all records. Each tree attends to its career before the record's title, nothing later."""
+        past, root_logits_QV = self._read(batch, batch.prompt_ends_Q - 1)
+        records_Q = torch.arange(len(batch.careers_Q), device=batch.ids_T.device)
+        scores = Scores(
+            raw_QJ=root_logits_QV.new_full((len(records_Q), len(self.trie.titles)), -math.inf),
+            unexpanded_Q=root_logits_QV.new_zeros(len(records_Q), dtype=torch.float64),
+        )
+        root = Level(
+            records_Q,
+            nodes_N=torch.full_like(records_Q, NONE),
+            log_probs_N=torch.zeros_like(root_logits_QV[:, 0]),
+            ancestors_NA=records_Q.new_empty(len(records_Q), 0),
+        )
+        first = self._expand(root, root_logits_QV, None, batch, scores)
+        forest = Forest(past)
+        with attending_to(self.model, forest):
+            for level in self._within_budget(first):
+                self._score_trees(level, forest, batch, scores)
+                forest.fell()
+        return scores
 
-        Careers are padded on the right with any token, records with any place; what is read at a padded record
-        means nothing. The tree of each record attends to its career before the record's title, nothing later.
-        """
-        past, root_logits_BRV = self._read_careers(ids_BL, prompt_ends_BR)
-        passes = max(1, self.records_per_pass // len(ids_BL))
-        scores = [
-            self._score_records(past, ends, logits)
-            for ends, logits in zip(prompt_ends_BR.split(passes, 1), root_logits_BRV.split(passes, 1), strict=True)
-        ]
-        return torch.cat(scores, dim=1)
+    @torch.no_grad()
+    def score_realised(self, batch: PackedCareers) -> Scores:
+        """Scores of the realised titles alone, (Q, J) with NaN elsewhere: one reading of the careers."""
+        counts_Q = batch.title_ends_Q - batch.prompt_ends_Q
+        records, places = _ranges(batch.prompt_ends_Q, batch.title_ends_Q)
+        logits = self._read(batch, places - 1)[1]
+        log_probs = logits.gather(1, batch.ids_T[places, None])[:, 0] - logits.logsumexp(-1)
+        sums_Q = log_probs.new_zeros(len(counts_Q)).index_add_(0, records, log_probs)
+        raw_QJ = sums_Q.new_full((len(sums_Q), len(self.trie.titles)), math.nan)
+        known = batch.realised_Q != NONE
+        raw_QJ[known, batch.realised_Q[known]] = sums_Q[known]
+        return Scores(raw_QJ, torch.zeros_like(sums_Q, dtype=torch.float64))
 
-    def _read_careers(self, ids_BL: Tensor, prompt_ends_BR: Tensor) -> tuple[DynamicCache, Tensor]:
-        """Keys and values of the careers, and the logits at the end of every prompt, (B, R, V)."""
+    def _read(self, batch: PackedCareers, places: Tensor) -> tuple[DynamicCache, Tensor]:
+        """Keys and values of the careers, and the logits after the tokens at the given places, float32."""
         past = DynamicCache()
-        last = int(prompt_ends_BR.max())
-        wanted, places = torch.unique(prompt_ends_BR - 1, return_inverse=True)
-        logits = self.model(ids_BL[:, :last], past_key_values=past, use_cache=True, logits_to_keep=wanted).logits
-        careers = torch.arange(len(ids_BL), device=ids_BL.device)[:, None]
-        return past, logits[careers, places].float()
+        with attending(self.model, PACKED):
+            logits = self.model(
+                batch.ids_T[None],
+                position_ids=batch.positions_T[None],
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=places,
+                career_starts=batch.career_starts,
+            ).logits
+        return past, logits[0].float()
 
-    def _score_records(self, past: DynamicCache, prompt_ends_BR: Tensor, root_logits_BRV: Tensor) -> Tensor:
-        """Scores of some records of the careers in ``past``, shape (B, R, J)."""
-        state = TreeState(past, prompt_ends_BR, len(self.trie.tokens_M))
-        edges_BRE = root_logits_BRV.new_zeros(*prompt_ends_BR.shape, len(self.trie.edge_tokens_E) + 1)
-        logits = root_logits_BRV[:, :, None]
-        with attending_to_tree(self.model, state):
-            for depth, (edges, tokens, parents) in enumerate(self.edges):
-                if depth:
-                    logits = self._level_logits(state, depth, prompt_ends_BR)
-                norms = logits.logsumexp(-1)
-                edges_BRE[:, :, edges] = logits[:, :, parents, tokens] - norms[:, :, parents]
-        return edges_BRE[:, :, self.title_edges_JD].sum(-1)
+    def _within_budget(self, first: Level) -> Iterator[Level]:
+        """The trees of as many records at a time as have up to ``max_tokens`` first nodes, or of one record."""
+        counts = torch.unique_consecutive(first.records_N, return_counts=True)[1].tolist()
+        start = end = 0
+        for count in counts:
+            if end > start and end + count - start > self.max_tokens:
+                yield first[start:end]
+                start = end
+            end += count
+        if end > start:
+            yield first[start:end]
 
-    def _level_logits(self, state: TreeState, depth: int, prompt_ends_BR: Tensor) -> Tensor:
-        """Logits after every node of a level of every record's tree, shape (B, R, W, V), float32."""
-        level, tokens_W, paths_WC = self.levels[depth - 1]
-        state.enter(level, paths_WC)
-        careers, records = prompt_ends_BR.shape
-        ids = tokens_W.expand(careers, records, -1).reshape(careers, -1)
-        positions = (prompt_ends_BR - 1 + depth)[..., None].expand(-1, -1, len(tokens_W)).reshape(careers, -1)
-        logits = self.model(ids, position_ids=positions, use_cache=False).logits
-        return logits.view(careers, records, len(tokens_W), -1).float()
+    def _score_trees(self, level: Level, forest: Forest, batch: PackedCareers, scores: Scores) -> None:
+        """Walk the trees from their first nodes down."""
+        depth = 1
+        while len(level):
+            children = []
+            for start in range(0, len(level), self.pass_nodes):
+                piece = level[slice(start, start + self.pass_nodes)]
+                first = forest.size
+                logits_NV = self._logits(piece, depth, forest, batch)
+                children.append(self._expand(piece, logits_NV, first, batch, scores))
+            level = _joined(children)
+            depth += 1
+
+    def _logits(self, piece: Level, depth: int, forest: Forest, batch: PackedCareers) -> Tensor:
+        """Logits after every node, (N, V), float32."""
+        ends_N = batch.prompt_ends_Q[piece.records_N]
+        starts = torch.tensor(batch.career_starts, device=ends_N.device)
+        positions_N = ends_N - starts[batch.careers_Q[piece.records_N]] - 1 + depth
+        forest.enter(piece.ancestors_NA, _blocks(piece.records_N, depth, batch))
+        logits = self.model(
+            self.node_tokens_M[piece.nodes_N][None], position_ids=positions_N[None], use_cache=False
+        ).logits
+        forest.leave()
+        return logits[0].float()
+
+    def _expand(
+        self, level: Level, logits_NV: Tensor, first: int | None, batch: PackedCareers, scores: Scores
+    ) -> Level:
+        """Write the titles that end here, and return the nodes one level down that are expanded next.
+
+        ``first`` is the number in the forest of the level's first node; None for the root.
+        """
+        begins, ends = self.edge_starts[level.nodes_N + 1], self.edge_starts[level.nodes_N + 2]
+        rows, edges = _ranges(begins, ends)
+        log_probs = logits_NV[rows, self.edge_tokens_E[edges]] - logits_NV.logsumexp(-1)[rows]
+        log_probs = log_probs + level.log_probs_N[rows]
+        records, titles, children = level.records_N[rows], self.edge_titles_E[edges], self.edge_children_E[edges]
+        ending = titles != NONE
+        scores.raw_QJ[records[ending], titles[ending]] = log_probs[ending]
+        on = ~ending
+        ancestors = level.ancestors_NA[rows[on]]
+        if first is not None:
+            ancestors = torch.cat([ancestors, rows[on, None] + first], dim=1)
+        below = Level(records[on], children[on], log_probs[on], ancestors)
+        return self._prune(below, batch, scores) if self.tolerance else below
+
+    def _prune(self, level: Level, batch: PackedCareers, scores: Scores) -> Level:
+        """Leave out the least probable nodes of each record while their sum stays within the tolerance."""
+        probs_N = level.log_probs_N.double().exp()
+        realised_N = batch.realised_Q[level.records_N]
+        needed_N = (realised_N != NONE) & self.below_MJ[level.nodes_N, realised_N]
+        order = torch.argsort(probs_N, stable=True)
+        order = order[torch.argsort(level.records_N[order], stable=True)]
+        sums = torch.where(needed_N, 0.0, probs_N)[order].cumsum(0)
+        records = level.records_N[order]
+        starts = torch.searchsorted(records, records)  # first of each record's nodes
+        left_out = sums - torch.where(starts > 0, sums[(starts - 1).clamp(min=0)], 0.0)
+        drop_N = torch.empty_like(needed_N)
+        drop_N[order] = left_out <= self.tolerance - scores.unexpanded_Q[records]
+        drop_N &= ~needed_N
+        dropped = level[drop_N]
+        scores.unexpanded_Q.index_add_(0, dropped.records_N, probs_N[drop_N])
+        below_NJ = self.below_MJ[dropped.nodes_N]
+        shares_N = dropped.log_probs_N - below_NJ.sum(1).log()
+        places, titles = below_NJ.nonzero(as_tuple=True)
+        scores.raw_QJ[dropped.records_N[places], titles] = shares_N[places]
+        return level[~drop_N]
 
 
-def plain_log_prob(model: PreTrainedModel, ids_L: Tensor, prompt_end: int, title: list[int]) -> Tensor:
+def _joined(levels: list[Level]) -> Level:
+    """Levels one after the other."""
+    if len(levels) == 1:
+        return levels[0]
+    parts = [(level.records_N, level.nodes_N, level.log_probs_N, level.ancestors_NA) for level in levels]
+    return Level(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _ranges(begins_N: Tensor, ends_N: Tensor) -> tuple[Tensor, Tensor]:
+    """All numbers from each begin to before its end, one range after the other, and the range of each."""
+    counts_N = ends_N - begins_N
+    rows = torch.arange(len(counts_N), device=counts_N.device).repeat_interleave(counts_N)
+    offsets = begins_N - (counts_N.cumsum(0) - counts_N)
+    return rows, torch.arange(len(rows), device=rows.device) + offsets[rows]
+
+
+def _blocks(records_N: Tensor, depth: int, batch: PackedCareers) -> list[Block]:
+    """The pass's nodes, cut where the career changes and, on a CPU, also between records with many nodes."""
+    rows = BLOCK_ROWS if records_N.device.type == "cpu" else math.inf
+    records, counts = (part.tolist() for part in torch.unique_consecutive(records_N, return_counts=True))
+    careers = batch.careers_Q[records].tolist()
+    ends_N = batch.prompt_ends_Q[records_N]
+    blocks, start, end, begun = [], 0, 0, 0
+    for place, (career, count) in enumerate(zip(careers, counts, strict=True)):
+        end += count
+        last = place + 1 == len(careers) or careers[place + 1] != career
+        if last or end - start >= rows:
+            shared = int(batch.prompt_ends_Q[records[place]]) if begun == place else None
+            blocks.append(Block(slice(start, end), batch.career_starts[career], ends_N[start:end], shared, depth))
+            start, begun = end, place + 1
+    return blocks
+
+
+def plain_log_prob(model: PreTrainedModel, ids_L: Tensor, prompt_end: int, title: Sequence[int]) -> Tensor:
     """The log-probability of one title after one prompt, in one forward pass over both: the usual, slow way."""
     title_ids = torch.tensor(title, device=ids_L.device)
     ids = torch.cat([ids_L[:prompt_end], title_ids])
@@ -121,8 +333,8 @@ def plain_log_prob(model: PreTrainedModel, ids_L: Tensor, prompt_end: int, title
 
 
 @torch.no_grad()
-def self_check(scorer: TitleScorer, ids_BL: Tensor, prompt_ends_BR: Tensor, records_B: Tensor) -> None:
-    """Compare some titles at the first, a middle and the last record of each career with the plain way.
+def self_check(scorer: TitleScorer, batch: PackedCareers) -> None:
+    """Compare some titles at the first, a middle and the last record of two careers with the plain way.
 
     Raises
     ------
@@ -130,17 +342,23 @@ def self_check(scorer: TitleScorer, ids_BL: Tensor, prompt_ends_BR: Tensor, reco
         If they differ: the model does not take the tree's attention, and its scores would be wrong. Or if they
         are not numbers.
     """
-    scores_BRJ = scorer.score(ids_BL, prompt_ends_BR)
-    exact = scorer.model.dtype == torch.float32 and not torch.is_autocast_enabled(ids_BL.device.type)
-    tolerance = TOLERANCE if exact else ROUGH_TOLERANCE
-    lengths_J = (scorer.title_edges_JD < len(scorer.trie.edge_tokens_E)).sum(-1)
-    places = {int(lengths_J.argmax()), *range(0, len(lengths_J), max(1, len(lengths_J) // 4))}
-    for career, count in enumerate(records_B.tolist()):
-        for record in {0, count // 2, count - 1}:
-            end = int(prompt_ends_BR[career, record])
+    exact = TitleScorer(scorer.model, scorer.trie, scorer.max_tokens)
+    raw_QJ = exact.score(batch).raw_QJ
+    in_float32 = scorer.model.dtype == torch.float32 and not torch.is_autocast_enabled(batch.ids_T.device.type)
+    tolerance = TOLERANCE if in_float32 else ROUGH_TOLERANCE
+    titles = scorer.trie.titles
+    places = {
+        max(range(len(titles)), key=lambda j: len(titles[j])),
+        *range(0, len(titles), max(1, len(titles) // 4)),
+    }
+    for career in (0, len(batch.career_starts) - 2):
+        records = (batch.careers_Q == career).nonzero()[:, 0].tolist()
+        start = batch.career_starts[career]
+        for record in {records[0], records[len(records) // 2], records[-1]}:
+            end = int(batch.prompt_ends_Q[record]) - start
             for place in places:
-                tree = float(scores_BRJ[career, record, place])
-                plain = float(plain_log_prob(scorer.model, ids_BL[career], end, scorer.trie.title(place)))
+                tree = float(raw_QJ[record, place])
+                plain = float(plain_log_prob(scorer.model, batch.ids_T[start:], end, titles[place]))
                 if not math.isfinite(plain):
                     raise RunError(
                         f"the model gives a title a log-probability of {plain}: its weights are broken."
@@ -149,5 +367,5 @@ def self_check(scorer: TitleScorer, ids_BL: Tensor, prompt_ends_BR: Tensor, reco
                     raise RunError(
                         f"scoring over the token tree gives {tree:.4f} nats for a title where the plain way gives "
                         f"{plain:.4f}: {type(scorer.model).__name__} does not read its attention the usual way of "
-                        "transformers. Use another architecture: Llama, Qwen, Mistral, GPT-2 or GPT-NeoX."
+                        "transformers. Use another architecture: Llama, Qwen, Mistral, Gemma, GPT-2 or GPT-NeoX."
                     )

@@ -45,15 +45,15 @@ class EncodedCareers:
     """Per record, the token after the last one of its prompt: where the title begins, shape (N,)."""
     title_ends: NDArray[np.int64]
     """Per record, the token after the last one of its title, terminator included, shape (N,)."""
+    header_ends: NDArray[np.int64]
+    """Per career, the token after the last one of its header, shape (P,)."""
 
     def __len__(self) -> int:
         return len(self.career_starts) - 1
 
-    def career(self, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids of one career (L,) and the places in it where its titles begin (N,)."""
-        start, end = self.career_starts[place : place + 2]
-        first, stop = self.record_starts[place : place + 2]
-        return self.ids_T[start:end].astype(np.int64), self.prompt_ends[first:stop] - start
+    def bounds(self, careers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First token of each of the given careers, and the token after its last."""
+        return self.career_starts[careers], self.career_starts[careers + 1]
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -126,6 +126,7 @@ class CareerEncoder:
             record_starts=record_starts,
             prompt_ends=ends[prompt_places_N],
             title_ends=ends[prompt_places_N + 1],
+            header_ends=ends[firsts_P],
         )
 
     def check_boundaries(self, careers: Careers) -> None:

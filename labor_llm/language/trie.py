@@ -1,7 +1,7 @@
 """All titles of a choice set as one token tree, so that a beginning that titles share is computed once.
 
 Legend: J titles, M inner nodes (a token after which some title goes on), E edges (a token that some title
-takes; its last token, the terminator's, is an edge too), D the longest title in tokens.
+takes; its last token, the terminator's, is an edge too).
 """
 
 import itertools
@@ -12,53 +12,55 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = -1
-"""Parent of the first tokens: the end of the prompt."""
+NONE = -1
+"""No inner node: the root, the end of the prompt, as a parent; the end of a title, as a child."""
 
 
 @dataclass(frozen=True)
 class TitleTrie:
-    """The tree in arrays; inner nodes are ordered so that parents come first."""
+    """The tree in arrays; inner nodes are ordered by depth, edges by the node that they leave, the root first."""
 
+    titles: tuple[tuple[int, ...], ...]
     tokens_M: NDArray[np.int64]
-    parents_M: NDArray[np.int64]
-    """Inner node before each inner node, or ROOT."""
     depths_M: NDArray[np.int64]
     """Tokens from the end of the prompt, 1 for a title's first token."""
     edge_tokens_E: NDArray[np.int64]
     edge_parents_E: NDArray[np.int64]
-    """Inner node after which each edge is taken, or ROOT."""
-    title_edges_JD: NDArray[np.int64]
-    """The edges of every title, filled up with E."""
-
-    def title(self, place: int) -> list[int]:
-        """The token ids of one title."""
-        edges = self.title_edges_JD[place]
-        return [int(self.edge_tokens_E[edge]) for edge in edges if edge < len(self.edge_tokens_E)]
+    """Inner node that each edge leaves, or NONE."""
+    edge_children_E: NDArray[np.int64]
+    """Inner node that each edge leads to, or NONE."""
+    edge_titles_E: NDArray[np.int64]
+    """The title that ends with the edge, or NONE."""
 
     @classmethod
     def of(cls, titles: Sequence[tuple[int, ...]]) -> "TitleTrie":
         """Build the tree; no title may be the beginning of another, which a terminator guarantees."""
-        edges: dict[tuple[int, ...], int] = {}
-        for title in titles:
-            for depth in range(1, len(title) + 1):
-                edges.setdefault(title[:depth], len(edges))
-        paths = sorted({path[:-1] for path in edges if len(path) > 1}, key=len)
-        if set(paths) & set(titles) or len(set(titles)) < len(titles):
+        edges = {title[:depth] for title in titles for depth in range(1, len(title) + 1)}
+        inner = sorted({path[:-1] for path in edges if len(path) > 1}, key=lambda path: (len(path), path))
+        if set(inner) & set(titles) or len(set(titles)) < len(titles):
             raise ValueError("a title is the same as, or the beginning of, another: titles need a terminator")
-        node = {path: number for number, path in enumerate(paths)} | {(): ROOT}
-        longest = max(map(len, titles))
-        title_edges_JD = np.full((len(titles), longest), len(edges))
-        for row, title in enumerate(titles):
-            title_edges_JD[row, : len(title)] = [edges[title[:depth]] for depth in range(1, len(title) + 1)]
+        node = {path: number for number, path in enumerate(inner)} | {(): NONE}
+        place = {title: number for number, title in enumerate(titles)}
+        ordered = sorted(edges, key=lambda path: (node[path[:-1]], path))
         return cls(
-            tokens_M=np.array([path[-1] for path in paths], dtype=np.int64),
-            parents_M=np.array([node[path[:-1]] for path in paths], dtype=np.int64),
-            depths_M=np.array([len(path) for path in paths], dtype=np.int64),
-            edge_tokens_E=np.array([path[-1] for path in edges], dtype=np.int64),
-            edge_parents_E=np.array([node[path[:-1]] for path in edges], dtype=np.int64),
-            title_edges_JD=title_edges_JD,
+            titles=tuple(titles),
+            tokens_M=np.array([path[-1] for path in inner], dtype=np.int64),
+            depths_M=np.array([len(path) for path in inner], dtype=np.int64),
+            edge_tokens_E=np.array([path[-1] for path in ordered], dtype=np.int64),
+            edge_parents_E=np.array([node[path[:-1]] for path in ordered], dtype=np.int64),
+            edge_children_E=np.array([node.get(path, NONE) for path in ordered], dtype=np.int64),
+            edge_titles_E=np.array([place.get(path, NONE) for path in ordered], dtype=np.int64),
         )
+
+    @property
+    def nodes(self) -> int:
+        """M, the number of inner nodes."""
+        return len(self.tokens_M)
+
+    @cached_property
+    def edge_starts(self) -> NDArray[np.int64]:
+        """First edge of the root, of every inner node, and the end of the last, shape (M + 2,)."""
+        return np.searchsorted(self.edge_parents_E, np.arange(-1, self.nodes + 1))
 
     @cached_property
     def levels(self) -> list[slice]:
@@ -71,21 +73,13 @@ class TitleTrie:
         """Inner nodes of the widest level, at least 1."""
         return max([1, *(level.stop - level.start for level in self.levels)])
 
-    def edges_by_level(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-        """Per depth, the edges taken there, their tokens, and their parents counted from their level's first."""
-        starts = [0, *(level.start for level in self.levels)]
-        depth_E = np.append(self.depths_M, 0)[self.edge_parents_E]  # ROOT, the last place, has depth 0
-        by_level = []
-        for depth, start in enumerate(starts):
-            edges = np.flatnonzero(depth_E == depth)
-            parents = np.zeros_like(edges) if depth == 0 else self.edge_parents_E[edges] - start
-            by_level.append((edges, self.edge_tokens_E[edges], parents))
-        return by_level
-
-    def paths(self, level: slice) -> NDArray[np.int64]:
-        """The inner nodes from the root to each node of a level, the node itself last, shape (W, depth)."""
-        nodes = np.arange(level.start, level.stop)
-        path = [nodes]
-        while (nodes := self.parents_M[nodes])[:1] != ROOT:
-            path.append(nodes)
-        return np.stack(path[::-1], axis=1)
+    @cached_property
+    def below_MJ(self) -> NDArray[np.bool_]:
+        """Whether a title goes through an inner node, shape (M, J)."""
+        below_MJ = np.zeros((self.nodes, len(self.titles)), dtype=bool)
+        for parent, child, title in zip(
+            self.edge_parents_E[::-1], self.edge_children_E[::-1], self.edge_titles_E[::-1], strict=True
+        ):  # children have later edges than their parents
+            if parent != NONE:
+                below_MJ[parent] |= below_MJ[child] if child != NONE else np.arange(len(self.titles)) == title
+        return below_MJ

@@ -13,17 +13,19 @@ from scipy.special import logsumexp
 from transformers import AutoTokenizer, PreTrainedModel
 
 from labor_llm.careers import Careers
-from labor_llm.errors import DataError, RunError
+from labor_llm.errors import RunError
 from labor_llm.language.adapters import Adapter
 from labor_llm.language.backbones import Backbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
+from labor_llm.language.context import every_record, most_recent
 from labor_llm.language.finetune import FineTuning, TrainerSettings, fine_tune, score_careers
-from labor_llm.language.scoring import ExactScoring
-from labor_llm.language.tokens import CareerEncoder, EncodedCareers
+from labor_llm.language.scoring import Scoring
+from labor_llm.language.title_tokens import add_title_tokens, start_from_means
+from labor_llm.language.tokens import CareerEncoder, EncodedCareers, Ids
 from labor_llm.language.trie import TitleTrie
 from labor_llm.models.base import OccupationModel, Workspace
-from labor_llm.predictions import ChoiceProbabilities
-from labor_llm.templates import Label, ResumeTemplate
+from labor_llm.predictions import ChoiceProbabilities, choice_indices
+from labor_llm.templates import Label, ResumeTemplate, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class LanguageModel(OccupationModel):
     adapter: Adapter
     template: ResumeTemplate
     label: Label
-    scoring: ExactScoring
+    scoring: Scoring
     trainer: TrainerSettings
     seed: int
 
@@ -51,18 +53,17 @@ class LanguageModel(OccupationModel):
 
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None:
         L.seed_everything(self.seed, verbose=False)
-        sample = train.select_persons(train.table["person_id"].unique(maintain_order=True)[:TOKENIZER_CAREERS])
-        tokenizer = self.backbone.tokenizer(self.template.texts(sample, self.label))
-        self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy)
-        self._encoder.check_boundaries(sample)
-        model = self.adapter.apply(self.backbone.model(tokenizer, self._dtype), self.backbone)
+        model = self._start(train)
         settings = self.trainer
+        training = self._training_careers(train, model, "training", workspace)
+        validation = self._training_careers(valid, model, "validation", workspace)
         batches = TrainingBatches(
-            self._encode(train, model),
+            training,
             settings.batch_size,
             settings.micro_batch_size,
             settings.loss_on,
             self.seed,
+            settings.layout,
         )
         self._module = FineTuning(model, settings, settings.max_epochs * batches.steps, self.seed)
         logger.info(
@@ -73,28 +74,54 @@ class LanguageModel(OccupationModel):
             sum(p.numel() for p in model.parameters()) / 1e6,
             settings.resolved_precision,
         )
-        validation = ValidationBatches(self._encode(valid, model), settings.micro_batch_size)
-        fine_tune(self._module, batches, validation, workspace.tracker, workspace.folder, workspace.progress)
+        held_out = ValidationBatches(validation, settings.micro_batch_size, settings.layout)
+        fine_tune(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
+
+    def _start(self, train: Careers) -> PreTrainedModel:
+        """The model as it is before training, its tokenizer checked."""
+        sample = train.select_persons(train.table["person_id"].unique(maintain_order=True)[:TOKENIZER_CAREERS])
+        tokenizer = self.backbone.tokenizer(self.template.texts(sample, self.label))
+        self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy)
+        pieces: dict[int, Ids] = {}
+        if isinstance(self.label, Tokens):
+            pieces = add_title_tokens(self._encoder)
+            self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy)
+        self._encoder.check_boundaries(sample)
+        model = self.backbone.model(tokenizer, self._dtype)
+        start_from_means(model, pieces)
+        return self.adapter.apply(model, self.backbone, list(pieces))
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
         trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
-        encoded = self._encode(careers, self._module.model)
-        raw_NJ = score_careers(self._module, encoded, trie, self.scoring, workspace.progress).double().numpy()
+        realised_N = choice_indices(careers.table["occupation"], self.choice_set)
+        longest_title = max(len(self._encoder.titles[code]) for code in self.choice_set)
+        encoded = every_record(self._encoder.encode(careers), self._context(self._module.model), longest_title)
+        scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
+        raw_NJ = scores.raw_QJ.double().numpy()
         log_mass_N = logsumexp(raw_NJ, axis=1)
         return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N)
 
-    def _encode(self, careers: Careers, model: PreTrainedModel) -> EncodedCareers:
-        """Tokenize careers that the model's context can hold."""
-        encoded, context = self._encoder.encode(careers), int(model.config.max_position_embeddings)
-        longest_title = max(map(len, self._encoder.titles.values()))
-        needed_P = encoded.lengths + longest_title  # any title may be tried at the last record
-        if (longest := int(needed_P.max())) > context:
-            person = careers.table["person_id"][int(encoded.record_starts[needed_P.argmax()])]
-            raise DataError(
-                f"the career of person {person!r} takes {longest} tokens; {self.backbone.name} reads at most "
-                f"{context}. Use a backbone with a longer context (for one from scratch, set backbone.context)."
+    def _training_careers(
+        self, careers: Careers, model: PreTrainedModel, part: str, workspace: Workspace
+    ) -> EncodedCareers:
+        """Tokenize careers; of those that the model's context does not hold, the most recent records."""
+        encoded = most_recent(self._encoder.encode(careers), self._context(model))
+        if left_out := len(careers) - len(encoded.prompt_ends):
+            logger.warning(
+                "%d of %d %s records are further back than the %d tokens that %s reads: left out of the fit, the "
+                "most recent records kept",
+                left_out,
+                len(careers),
+                part,
+                self._context(model),
+                self.backbone.name,
             )
         return encoded
+
+    @staticmethod
+    def _context(model: PreTrainedModel) -> int:
+        """Tokens that the model reads at most."""
+        return int(model.config.get_text_config().max_position_embeddings)
 
     @property
     def _dtype(self) -> torch.dtype:

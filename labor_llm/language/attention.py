@@ -1,0 +1,251 @@
+"""Attention for careers laid end to end in one row, and for the token trees that hang on their records.
+
+Both are registered with transformers' AttentionInterface and so serve every architecture that reads its
+attention from there. Neither builds a mask over all tokens: a career attends to itself alone, and a node of a tree
+attends to its career up to the record's prompt, whose keys all records share, and to its own ancestors, of which
+there are few.
+
+Legend: T tokens of all careers, N nodes of one pass, A ancestors of each, H = K G query heads on K key-value
+heads, D numbers of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+
+from labor_llm.errors import RunError
+
+PACKED, TREE = "labor_llm_packed", "labor_llm_tree"
+
+BLOCK_ROWS = 64
+"""Nodes below which several records share one call on a CPU, at the price of a mask."""
+
+
+@contextmanager
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let the model's forward passes use the attention of that name."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    career_starts: Sequence[int] = (),
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each career of a single row, (1, T, H, D); ``career_starts`` includes the end T."""
+    _refuse(module, softcap, s_aux)
+    # Under autocast, norms may have left float32; and a CPU is not faster at attention in bfloat16.
+    dtype = torch.float32 if value.device.type == "cpu" else value.dtype
+    lengths = [end - start for start, end in pairwise(career_starts)]
+    careers = zip(*(part.to(dtype).split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    with torch.autocast(value.device.type, enabled=False):
+        read = [
+            scaled_dot_product_attention(
+                *career,
+                attn_mask=_window_mask(length, sliding_window, value),
+                is_causal=sliding_window is None or length <= sliding_window,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            for length, career in zip(lengths, careers, strict=True)
+        ]
+    return torch.cat(read, dim=2).transpose(1, 2).to(value.dtype), None
+
+
+def _window_mask(length: int, window: int | None, like: Tensor) -> Tensor | None:
+    """True on the window's tokens, each token its own last, (L, L); None where the window hides nothing."""
+    if window is None or length <= window:
+        return None
+    ones = torch.ones(length, length, dtype=torch.bool, device=like.device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+def _refuse(module: Any, softcap: float | None, s_aux: Tensor | None) -> None:
+    if softcap is not None or s_aux is not None:
+        raise RunError(f"{type(module).__name__} caps its attention or has sinks, which is not done here")
+
+
+@dataclass
+class Block:
+    """Some consecutive nodes of a pass that hang on one career."""
+
+    nodes: slice
+    start: int
+    """Where the career begins in the row of careers."""
+    ends_N: Tensor
+    """Per node, where its record's prompt ends in the row of careers."""
+    shared_end: int | None
+    """That end where it is the same for all nodes."""
+    depth: int
+    """Tokens from the prompt to the nodes."""
+    _views: dict[int | None, tuple[slice, Tensor | None]] = field(default_factory=dict)
+
+    def view(self, window: int | None) -> tuple[slice, Tensor | None]:
+        """The tokens of careers that some node sees, and minus infinity on those that a node does not, (N, L)."""
+        if window not in self._views:
+            first, last = self.start, self.shared_end or int(self.ends_N.max())
+            if window is not None:
+                if self.depth >= window:
+                    raise RunError(f"a title is longer than the {window} tokens that the model attends to")
+                earliest = self.shared_end or int(self.ends_N.min())
+                first = max(first, earliest + self.depth - window)
+            self._views[window] = slice(first, last), self._bias(first, last, window)
+        return self._views[window]
+
+    def _bias(self, first: int, last: int, window: int | None) -> Tensor | None:
+        if self.shared_end is not None:
+            return None
+        places_L = torch.arange(first, last, device=self.ends_N.device)
+        hidden_NL = places_L >= self.ends_N[:, None]
+        if window is not None:
+            hidden_NL |= places_L < self.ends_N[:, None] + self.depth - window
+        return torch.zeros(hidden_NL.shape, device=hidden_NL.device).masked_fill_(hidden_NL, float("-inf"))
+
+
+class Forest:
+    """Keys and values of careers in one row, and of the nodes reached so far of the trees on their records."""
+
+    def __init__(self, past: DynamicCache) -> None:
+        self.past = past
+        self.size = 0
+        """Nodes kept so far."""
+        self._kept: dict[int, Tensor] = {}
+        self.ancestors_NA = torch.empty(0, 0, dtype=torch.long)
+        self.blocks: list[Block] = []
+
+    def enter(self, ancestors_NA: Tensor, blocks: list[Block]) -> None:
+        """Begin a pass over nodes, given the numbers of their ancestors, the first token's first."""
+        self.ancestors_NA, self.blocks = ancestors_NA, blocks
+
+    def leave(self) -> None:
+        """End the pass; its nodes have the next numbers."""
+        self.size += len(self.ancestors_NA)
+
+    def fell(self) -> None:
+        """Forget all nodes, and keep their memory for the next trees."""
+        self.size = 0
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """What each node reads, shape (1, N, H, D), from queries (1, H, N, D) and its own key (1, K, N, D)."""
+        count, heads, width = query.shape[2], key.shape[1], query.shape[3]
+        query, key = query.to(value.dtype), key.to(value.dtype)  # as in packed_attention
+        own_N2KD = torch.stack([key[0].transpose(0, 1), value[0].transpose(0, 1)], dim=1)
+        path_NA2KD = torch.cat([self._ancestors(layer, own_N2KD), own_N2KD[:, None]], dim=1).float()
+        grouped = query[0].transpose(0, 1).reshape(count, 1, heads, -1, width).float()
+        to_path = (grouped * path_NA2KD[:, :, 0, :, None]).sum(-1) * scale
+        past, past_norm = self._read_past(layer, query, scale, window)
+        past_norm = past_norm.view(count, 1, heads, -1)
+        shares = torch.cat([past_norm, to_path], dim=1).softmax(1)[..., None]
+        of_path = (shares[:, 1:] * path_NA2KD[:, :, 1, :, None]).sum(1)
+        read = past.view_as(of_path) * shares[:, 0] + of_path
+        return read.reshape(1, count, -1, width).to(value.dtype)
+
+    def _ancestors(self, layer: int, own_N2KD: Tensor) -> Tensor:
+        """Keys and values of every node's ancestors, (N, A, 2, K, D); keeps the nodes' own for their children."""
+        needed, kept = self.size + len(own_N2KD), self._kept.get(layer)
+        if kept is None or len(kept) < needed:
+            grown = own_N2KD.new_empty(max(2 * self.size, needed), *own_N2KD.shape[1:])
+            if kept is not None:
+                grown[: self.size] = kept[: self.size]
+            self._kept[layer] = kept = grown
+        kept[self.size : needed] = own_N2KD
+        return kept[self.ancestors_NA]
+
+    def _read_past(self, layer: int, query: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+        """What the nodes read of their careers, (N, H, D), and the log of what the softmax divides by, (N, H)."""
+        keys, values = self.past.layers[layer].keys, self.past.layers[layer].values
+        reads, norms = [], []
+        for block in self.blocks:
+            seen, bias = block.view(window)
+            read, norm = _attention_with_norm(
+                query[:, :, block.nodes], keys[:, :, seen], values[:, :, seen], bias, scale
+            )
+            reads.append(read[0].transpose(0, 1))
+            norms.append(norm[0].transpose(0, 1))
+        return torch.cat(reads), torch.cat(norms)
+
+
+def _attention_with_norm(
+    query: Tensor, key: Tensor, value: Tensor, bias_NL: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention (1, H, N, D) and the log of its normalising sums (1, H, N), float32."""
+    heads, groups = key.shape[1], query.shape[1] // key.shape[1]
+    count, width = query.shape[2:]
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    query = query.reshape(1, heads, groups * count, width)  # the groups of a head share its keys
+    if bias_NL is not None:
+        bias_NL = bias_NL.repeat(groups, 1)
+    if query.device.type == "cpu":
+        mask = None if bias_NL is None else bias_NL.to(query.dtype)[None, None]
+        read, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=mask, scale=scale
+        )
+    else:
+        scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
+        scores = scores if bias_NL is None else scores + bias_NL
+        norm = scores.logsumexp(-1)
+        read = torch.matmul((scores - norm[..., None]).exp().to(query.dtype), value)
+    return read.reshape(1, heads * groups, count, width), norm.reshape(1, heads * groups, count)
+
+
+_FOREST: ContextVar[Forest] = ContextVar("labor_llm_forest")
+
+
+@contextmanager
+def attending_to(model: PreTrainedModel, forest: Forest) -> Iterator[None]:
+    """Let the model's forward passes read nodes with their careers and ancestors."""
+    token = _FOREST.set(forest)
+    try:
+        with attending(model, TREE):
+            yield
+    finally:
+        _FOREST.reset(token)
+
+
+def tree_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls in every layer while ``attending_to`` is open."""
+    _refuse(module, softcap, s_aux)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return _FOREST.get().attend(module.layer_idx, query, key, value, scale, sliding_window), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(TREE, tree_attention)

@@ -1,0 +1,121 @@
+"""The loss of careers laid end to end, against one career at a time and the model's own logits."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
+
+from labor_llm.language.attention import PACKED, attending
+from labor_llm.language.batches import collate
+from labor_llm.language.loss import summed_nll
+from labor_llm.language.tokens import EncodedCareers
+
+STARTS = np.array([0, 9, 30, 37])
+ENCODED = EncodedCareers(
+    ids_T=np.random.default_rng(0).integers(0, 300, 37).astype(np.int32),
+    career_starts=STARTS,
+    record_starts=np.array([0, 1, 3, 4]),
+    prompt_ends=np.array([4, 13, 20, 33]),
+    title_ends=np.array([6, 17, 21, 36]),
+    header_ends=np.array([2, 11, 31]),
+)
+ALL = np.arange(3)
+
+
+def one_by_one(model, loss_on) -> torch.Tensor:
+    """The usual way: every career alone, all its logits, transformers' own attention."""
+    total = torch.zeros(())
+    for start, end in pairwise(STARTS):
+        ids = torch.from_numpy(ENCODED.ids_T[start:end].astype(np.int64))
+        labelled = torch.from_numpy(ENCODED.in_title_T[start + 1 : end]) if loss_on == "titles" else slice(None)
+        logits = model(ids[None], use_cache=False).logits[0, :-1]
+        total = total + cross_entropy(logits[labelled], ids[1:][labelled], reduction="sum")
+    return total
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("loss_on", ["all", "titles"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_equals_one_career_at_a_time(architecture, checkpointing, loss_on, monkeypatch):
+    monkeypatch.setattr("labor_llm.language.loss.CHUNK_LOGITS", 300 * 7)
+    model = small_model(architecture).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    alone = one_by_one(model, loss_on)
+    alone.backward()
+    expected = gradients(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = collate(ENCODED, ALL, "packed", loss_on)
+    with attending(model, PACKED):
+        packed = summed_nll(model, batch["inputs"], batch["labels"])
+        packed.backward()
+    torch.testing.assert_close(packed, alone, atol=1e-3, rtol=1e-5)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-3, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_packed_keeps_to_a_sliding_window(name):
+    model = small_model(name)
+    model.config.sliding_window = 6
+    model = type(model)(model.config).eval()
+    batch = collate(ENCODED, ALL, "packed", "all")
+    with attending(model, PACKED):
+        packed = summed_nll(model, batch["inputs"], batch["labels"])
+    torch.testing.assert_close(packed, one_by_one(model, "all"), atol=1e-3, rtol=1e-5)
+
+
+def test_padded_equals_one_career_at_a_time(architecture):
+    model = small_model(architecture)
+    batch = collate(ENCODED, ALL, "padded", "all")
+    padded = summed_nll(model, batch["inputs"], batch["labels"])
+    torch.testing.assert_close(padded, one_by_one(model, "all"), atol=1e-3, rtol=1e-5)
+
+
+def test_with_lora_and_trained_embeddings():
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        trainable_token_indices={"model.embed_tokens": [3, 4], "lm_head": [3, 4]},
+    )
+    model = get_peft_model(small_model("llama"), config).eval()
+    batch = collate(ENCODED, ALL, "packed", "all")
+    with attending(model, PACKED):
+        packed = summed_nll(model, batch["inputs"], batch["labels"])
+    torch.testing.assert_close(packed, one_by_one(model, "all"), atol=1e-3, rtol=1e-5)
+    packed.backward()
+    assert {name.rsplit(".", 2)[-2] for name in gradients(model)} > {"trainable_tokens_delta"}
+
+
+def test_capped_logits_are_capped():
+    from transformers import Gemma3ForCausalLM
+
+    config = small_model("gemma3").config
+    config.final_logit_softcapping = 2.0
+    model = Gemma3ForCausalLM(config).eval()
+    batch = collate(ENCODED, ALL, "padded", "all")
+    padded = summed_nll(model, batch["inputs"], batch["labels"])
+    torch.testing.assert_close(padded, one_by_one(model, "all"), atol=1e-3, rtol=1e-5)
+
+
+def test_under_autocast_gradients_keep_the_types_of_the_weights():
+    model = small_model("llama", spread=0.02)
+    batch = collate(ENCODED, ALL, "packed", "all")
+    with attending(model, PACKED), torch.autocast("cpu", torch.bfloat16):
+        mixed = summed_nll(model, batch["inputs"], batch["labels"])
+        mixed.backward()
+    torch.testing.assert_close(mixed, one_by_one(model, "all"), atol=0, rtol=2e-2)
+    assert {gradient.dtype for gradient in gradients(model).values()} == {torch.float32}
