@@ -1,11 +1,14 @@
 # make demo   fine-tune a language model on a real panel and compare it with its rivals (minutes, no network)
 # make test   the test suite           make check  lint, format, types, import contracts
+# make bench-scoring bench-training bench-gpu   speed and memory beside the rivals: benchmarks/README.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+BENCH_INSTALLED := $(VENV)/.benchmarks-installed
+
+.PHONY: demo test check format clean bench-install bench-scoring bench-training bench-gpu
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
@@ -26,6 +29,17 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench-install: $(BENCH_INSTALLED)
+
+bench-scoring: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.scoring
+
+bench-training: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.training
+
+bench-gpu: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.gpu
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
@@ -34,4 +48,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "labor-llm needs Python 3.11 or newer; set PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The rivals of the benchmarks, and what optional parts need.
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,benchmarks,quantization]"
 	@touch $@

@@ -78,7 +78,11 @@ class Evaluation:
     def __str__(self) -> str:
         value, se, records, persons = self.estimate("perplexity")
         outside = f", {self.outside_choice_set} more outside the choice set" if self.outside_choice_set else ""
-        return f"perplexity {_shown(value)} (se {_shown(se)}; {records} records of {persons} persons{outside})"
+        name = "perplexity"
+        if value is None:
+            name = "perplexity before normalisation"
+            value, se, records, persons = self.estimate("perplexity_raw")
+        return f"{name} {_shown(value)} (se {_shown(se)}; {records} records of {persons} persons{outside})"
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ def _joined(a: Predictions, b: Predictions) -> pl.DataFrame:
 
 def _top(table: pl.DataFrame, size: int) -> Estimate:
     """Share of records whose occupation is among the ``size`` most probable; outside the set is a miss."""
-    return clustered_mean(table, (pl.col("rank") <= size).fill_null(False))
+    return clustered_mean(table, pl.when("in_choice_set").then(pl.col("rank") <= size).otherwise(False))
 
 
 def _move_auc(table: pl.DataFrame) -> Estimate:
@@ -266,7 +270,7 @@ SUBSETS: Mapping[str, pl.Expr] = {
 Estimator = Callable[[pl.DataFrame], Estimate]
 METRICS: Mapping[str, Estimator] = {
     "perplexity": partial(perplexity, log_prob=pl.col("log_prob")),
-    "perplexity_raw": partial(perplexity, log_prob=pl.col("log_prob") + pl.col("log_mass")),
+    "perplexity_raw": partial(perplexity, log_prob=pl.col("log_prob_raw")),
     "perplexity_weighted": partial(
         perplexity,
         log_prob=pl.col("log_prob"),

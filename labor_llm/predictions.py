@@ -24,6 +24,8 @@ COLUMNS = (
     "in_choice_set",
     "log_prob",
     "log_mass",
+    "log_prob_raw",
+    "error_bound",
     "rank",
     "first",
     "moved",
@@ -44,6 +46,17 @@ class ChoiceProbabilities:
     """Log-probabilities; the probabilities of a row sum to one."""
     log_mass_N: NDArray[np.floating]
     """Log of what the row summed to before it was normalised; zero for models that need no normalising."""
+    error_bound_N: NDArray[np.floating] | None = None
+    """How far the probability of any set of occupations can be from the model's own, if not everything was
+    computed; None where it was."""
+
+
+@dataclass(frozen=True)
+class RealizedProbabilities:
+    """What a model predicts for what happened, and nothing else."""
+
+    log_prob_raw_N: NDArray[np.floating]
+    """Log-probability of the realised occupation before normalisation; NaN outside the choice set."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,9 @@ class Predictions:
     """One row per record, in the order of the careers table.
 
     ``in_choice_set``: whether the model could have named the occupation; where it could not, ``log_prob`` and
-    ``rank`` are null. ``rank``: one plus the number of occupations that are strictly more probable.
+    ``rank`` are null. ``log_prob_raw``: before normalisation, ``log_prob + log_mass``; all that there is if only
+    the realised occupation was scored. ``error_bound``: how far any probability can be from the model's own, null
+    if not at all. ``rank``: one plus the number of occupations that are strictly more probable.
     ``first``: the person has no earlier record; ``moved`` and ``log_prob_stay`` (of the occupation of the
     record before) are then null, and ``log_prob_stay`` also where that occupation is outside the choice set.
     ``log_probs``: the whole distribution in float32, if kept.
@@ -65,10 +80,12 @@ class Predictions:
         cls,
         careers: Careers,
         choice_set: Sequence[str],
-        probabilities: ChoiceProbabilities,
+        probabilities: ChoiceProbabilities | RealizedProbabilities,
         keep_distribution: bool = True,
     ) -> Self:
         """Look up what was realised; a RuntimeError, for it is our mistake, if these are no probabilities."""
+        if isinstance(probabilities, RealizedProbabilities):
+            return cls(_realised(careers, choice_set, probabilities), tuple(choice_set))
         _check(probabilities, len(careers), len(choice_set))
         log_probs_NJ = probabilities.log_probs_NJ
         occupation, previous = careers.table["occupation"], careers.previous
@@ -79,6 +96,8 @@ class Predictions:
             in_choice_set=known,
             log_prob=log_prob,
             log_mass=pl.Series(probabilities.log_mass_N, dtype=pl.Float64),
+            log_prob_raw=log_prob + pl.Series(probabilities.log_mass_N, dtype=pl.Float64),
+            error_bound=_bound(probabilities),
             rank=pl.when(known).then(pl.Series(_ranks(log_probs_NJ, realised_N))),
             first=previous.is_null(),
             moved=occupation != previous,
@@ -115,6 +134,30 @@ def choice_indices(codes: pl.Series, choice_set: Sequence[str]) -> NDArray[np.in
     """The place of every code in the choice set, -1 where it is missing from it or null; shape (N,)."""
     places = {code: place for place, code in enumerate(choice_set)}
     return codes.replace_strict(places, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+
+
+def _realised(careers: Careers, choice_set: Sequence[str], probabilities: RealizedProbabilities) -> pl.DataFrame:
+    """The table with null for all that was not computed."""
+    occupation, previous = careers.table["occupation"], careers.previous
+    unknown = pl.lit(None, dtype=pl.Float64)
+    table = careers.table.select("person_id", "year", "occupation", "weight").with_columns(
+        in_choice_set=pl.Series(choice_indices(occupation, choice_set) >= 0),
+        log_prob=unknown,
+        log_mass=unknown,
+        log_prob_raw=pl.Series(probabilities.log_prob_raw_N, dtype=pl.Float64, nan_to_null=True),
+        error_bound=unknown,
+        rank=pl.lit(None, dtype=pl.Int32),
+        first=previous.is_null(),
+        moved=occupation != previous,
+        log_prob_stay=unknown,
+    )
+    return table.select(COLUMNS)
+
+
+def _bound(probabilities: ChoiceProbabilities) -> pl.Series | pl.Expr:
+    if probabilities.error_bound_N is None:
+        return pl.lit(None, dtype=pl.Float64)
+    return pl.Series(probabilities.error_bound_N, dtype=pl.Float64)
 
 
 def _picked(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> pl.Series:

@@ -75,8 +75,9 @@ def run(cfg: DictConfig) -> float | None:
         splits = _nonempty(dataset.split(careers), cfg.predict)
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
-            seconds = _fit_or_load(model, splits, folder, tracker)
-            _evaluate(model, getattr(splits, cfg.predict), config, folder, tracker, seconds)
+            workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
+            seconds = _fit_or_load(model, splits, folder, workspace)
+            _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return _perplexity(folder)
 
@@ -104,20 +105,27 @@ def score(cfg: DictConfig) -> float | None:
         chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
         with run_folder.held(folder), _tracked(JsonLines().start(folder, config)) as tracker:
             model = parts["model"].load(fitted / run_folder.MODEL)
-            _evaluate(model, chosen, config, folder, tracker, {})
+            workspace = Workspace(None, tracker, True, _tokens(config, careers))
+            _evaluate(model, chosen, config, folder, workspace, {})
     return _perplexity(folder)
 
 
-def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, tracker: Tracker) -> dict[str, float]:
+def _tokens(config: Mapping[str, Any], careers: Careers) -> Path:
+    """Where the dataset's tokenized careers are kept."""
+    return Path(config["outputs"]) / careers.dataset / "tokens"
+
+
+def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, workspace: Workspace) -> dict[str, float]:
     """Fit the model and save it, or load it if that was done before; the seconds of a fit in one go."""
-    saved, checkpoints = folder / run_folder.MODEL, folder / run_folder.CHECKPOINTS
+    saved, checkpoints = folder / run_folder.MODEL, workspace.folder
+    assert checkpoints is not None
     if saved.is_dir():
         model.load(saved)
         return {}
     resumed = checkpoints.is_dir() and any(checkpoints.iterdir())
     checkpoints.mkdir(exist_ok=True)
     started = time.perf_counter()
-    model.fit(splits.train, splits.valid, choice_set(splits.train), Workspace(checkpoints, tracker, True))
+    model.fit(splits.train, splits.valid, choice_set(splits.train), workspace)
     seconds = {} if resumed else {"fit": time.perf_counter() - started}
     partial = saved.with_name("model.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -131,12 +139,12 @@ def _evaluate(
     careers: Careers,
     config: Mapping[str, Any],
     folder: Path,
-    tracker: Tracker,
+    workspace: Workspace,
     seconds: dict[str, float],
 ) -> None:
     """Predict, evaluate, write the results, and mark the run as complete."""
     started = time.perf_counter()
-    probabilities = model.predict(careers, Workspace(progress=True))
+    probabilities = model.predict(careers, workspace)
     seconds["score"] = time.perf_counter() - started
     predictions = Predictions.of(careers, model.choice_set, probabilities, config["keep_distribution"])
     predictions.write(folder / run_folder.PREDICTIONS)
@@ -144,9 +152,12 @@ def _evaluate(
     seen = model.persons_seen(careers)
     if seen:
         logger.warning("%d of %d persons were in the model's training: this is no test", seen, careers.persons)
-    results = evaluation.to_dict() | {"persons_seen_in_training": seen, "seconds": seconds}
+    bound = predictions.table["error_bound"].max()
+    if bound is not None:
+        logger.info("pruned: no probability is further than %.2g from the exact one", bound)
+    results = evaluation.to_dict() | {"error_bound": bound, "persons_seen_in_training": seen, "seconds": seconds}
     run_folder.write_atomically(folder / run_folder.METRICS, json.dumps(results, indent=1))
-    tracker.summarize(evaluation.scalars(config["predict"]))
+    workspace.tracker.summarize(evaluation.scalars(config["predict"]))
     (folder / run_folder.MARKER).touch()
     logger.info("%s: %s", config["name"], evaluation)
     logger.info("results: %s", folder)

@@ -155,11 +155,15 @@ def bpe_tokenizer(architecture: str, texts) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>")
 
 
-def save_model(architecture: str, folder: Path) -> Path:
+def save_model(architecture: str, folder: Path, **sizes: int) -> Path:
     """A small model with its tokenizer, saved as one downloads them."""
     tokenizer = bpe_tokenizer(architecture, ResumeTemplate().texts(chain_panel(), Titles()))
     tokenizer.save_pretrained(folder)
-    small_model(architecture, len(tokenizer)).save_pretrained(folder)
+    model = small_model(architecture, len(tokenizer))
+    if sizes:
+        config = type(model.config)(**model.config.to_dict() | sizes | {"head_dim": None})
+        model = type(model)(config)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -173,3 +177,9 @@ def model_folder(request, tmp_path_factory) -> Path:
 def gpt2_folder(tmp_path_factory) -> Path:
     """A small GPT-2 on disk."""
     return save_model("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory) -> Path:
+    """A small Llama on disk: without dropout."""
+    return save_model("llama", tmp_path_factory.mktemp("llama"))

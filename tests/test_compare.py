@@ -37,7 +37,11 @@ def predictions(quality: float, persons: int = 20) -> Predictions:
         }
     )
     return Predictions(
-        table.with_columns(pl.when(~pl.col("first")).then(pl.col("moved", "log_prob_stay"))),
+        table.with_columns(
+            pl.when(~pl.col("first")).then(pl.col("moved", "log_prob_stay")),
+            log_prob_raw=pl.col("log_prob") + pl.col("log_mass"),
+            error_bound=pl.lit(None, pl.Float64),
+        ),
         ("cook", "nurse"),
     )
 

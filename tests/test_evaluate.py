@@ -17,6 +17,9 @@ from labor_llm.predictions import Predictions
 METRICS = ("perplexity", "perplexity_raw", "perplexity_weighted", "log_score", "top1", "top5", "top10")
 
 
+RAW = (pl.col("log_prob") + pl.col("log_mass")).alias("log_prob_raw")
+
+
 def simulated(persons: int, seed: int = 0, years: int = 8) -> Predictions:
     """Predictions in which a person's records resemble each other; one person in ten has one record."""
     rng = np.random.default_rng(seed)
@@ -49,11 +52,12 @@ def simulated(persons: int, seed: int = 0, years: int = 8) -> Predictions:
         pl.when(later).then(pl.col("moved", "log_prob_stay")),
         pl.when(weighted).then(pl.col("weight")),
     )
-    return Predictions(table, ("cook", "nurse"))
+    return Predictions(table.with_columns(RAW), ("cook", "nurse"))
 
 
 def edited(predictions: Predictions, **columns: pl.Expr) -> Predictions:
-    return Predictions(predictions.table.with_columns(**columns), predictions.choice_set)
+    table = predictions.table.with_columns(**columns).with_columns(RAW)
+    return Predictions(table, predictions.choice_set)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language
+from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model
 from pytorch_lightning.callbacks import Callback
 
 from labor_llm.errors import ConfigError, RunError
@@ -172,3 +172,50 @@ def test_a_changed_tokenizer_is_noticed(gpt2_folder, tmp_path):
     bpe_tokenizer("gpt2", ["other words"] * 9).save_pretrained(tmp_path)
     with pytest.raises(RunError, match="no longer gives the token ids"):
         hub_model(gpt2_folder).load(tmp_path)
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(rank=4, dropout=0)], ids=["none", "lora"])
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"layout": "padded"}])
+def test_how_a_step_is_computed_does_not_change_the_weights(settings, adapter, llama_folder):
+    plain, other = (
+        weights(hub_model(llama_folder, adapter, max_epochs=1, **more).fit(TRAIN, TRAIN, CHOICES))
+        for more in ({"batch_size": 40}, {"batch_size": 40} | settings)
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(llama_folder):
+    plain, compiled = (
+        hub_model(llama_folder, max_epochs=2, compile=compile_).fit(TRAIN, VALID, CHOICES)
+        for compile_ in (False, True)
+    )
+    np.testing.assert_allclose(compiled.log_probs(TEST), plain.log_probs(TEST), atol=1e-2)
+
+
+def test_qlora_trains_on_four_bits(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from labor_llm.language.adapters import QLora
+
+    wide = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
+    folder = save_model("llama", tmp_path / "base", **wide)
+    few = TRAIN.select_persons(["p0", "p1", "p2", "p3"])
+    model = hub_model(folder, QLora(rank=4), precision="bf16-mixed").fit(few, few, CHOICES)
+    values = dict(model._module.model.named_parameters())
+    assert sum(value.dtype == torch.uint8 for value in values.values()) == 2 * 7
+    assert {value.dtype for name, value in values.items() if "lora_" in name} == {torch.float32}
+    assert all(value.abs().max() > 0 for name, value in values.items() if "lora_B" in name)
+    model.save(tmp_path / "fitted")
+    loaded = hub_model(folder, QLora(rank=4), precision="bf16-mixed").load(tmp_path / "fitted")
+    np.testing.assert_allclose(loaded.log_probs(few), model.log_probs(few), atol=0.1)
+
+
+def test_qlora_on_random_weights_is_refused():
+    pytest.importorskip("bitsandbytes")
+    from labor_llm.language.adapters import QLora
+
+    model = language()
+    model.adapter = QLora(rank=4)
+    with pytest.raises(ConfigError, match="only loaded ones are quantized"):
+        model.fit(TRAIN, VALID, CHOICES)

@@ -9,9 +9,11 @@ from conftest import CHOICES, TEST, TRAIN, VALID, language, panel
 
 from labor_llm.careers import Careers
 from labor_llm.errors import RunError
+from labor_llm.evaluate import evaluate
+from labor_llm.language.scoring import ExactScoring, PrunedScoring, RealizedScoring
 from labor_llm.models.empirical import Empirical
 from labor_llm.models.markov import Markov
-from labor_llm.predictions import choice_indices
+from labor_llm.predictions import Predictions, choice_indices
 from labor_llm.templates import Tokens
 
 MODELS = {
@@ -123,3 +125,38 @@ def test_training_moves_mass_onto_the_titles():
     masses = [language(epochs).fit(TRAIN, VALID, CHOICES).predict(TEST).log_mass_N for epochs in (1, 20)]
     assert all((mass <= 1e-5).all() for mass in masses)
     assert masses[0].mean() < masses[1].mean() - 5
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return language().fit(TRAIN, VALID, CHOICES)
+
+
+def test_pruned_probabilities_are_within_their_bound(trained):
+    exact = trained.predict(TEST)
+    trained.scoring = PrunedScoring(tolerance=0.05)
+    pruned = trained.predict(TEST)
+    trained.scoring = ExactScoring()
+    distance_N = np.abs(np.exp(pruned.log_probs_NJ) - np.exp(exact.log_probs_NJ)).sum(1) / 2
+    assert exact.error_bound_N is None
+    assert (distance_N <= pruned.error_bound_N + 1e-6).all()
+    assert 0 < pruned.error_bound_N.max() <= 0.05
+    realised_N = choice_indices(TEST.table["occupation"], CHOICES)
+    rows = np.arange(len(TEST))
+    raw = [p.log_probs_NJ[rows, realised_N] + p.log_mass_N for p in (pruned, exact)]
+    np.testing.assert_allclose(*raw, atol=1e-4)
+
+
+def test_realised_occupations_alone_have_the_same_raw_probability(trained):
+    exact = Predictions.of(TEST, CHOICES, trained.predict(TEST))
+    trained.scoring = RealizedScoring()
+    realised = Predictions.of(TEST, CHOICES, trained.predict(TEST))
+    with pytest.raises(RuntimeError, match="realised occupations only"):
+        trained.log_probs(TEST)
+    trained.scoring = ExactScoring()
+    np.testing.assert_allclose(realised.table["log_prob_raw"], exact.table["log_prob_raw"], atol=1e-4)
+    whole, part = evaluate(exact), evaluate(realised)
+    assert part.estimate("perplexity_raw").value == pytest.approx(whole.estimate("perplexity_raw").value, rel=1e-4)
+    assert part.estimate("perplexity").value is None
+    assert part.estimate("top1").value is None
+    assert "before normalisation" in str(part)

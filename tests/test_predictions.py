@@ -79,6 +79,8 @@ def test_columns_and_types(predictions):
         "in_choice_set": pl.Boolean,
         "log_prob": pl.Float64,
         "log_mass": pl.Float64,
+        "log_prob_raw": pl.Float64,
+        "error_bound": pl.Float64,
         "rank": pl.Int32,
         "first": pl.Boolean,
         "moved": pl.Boolean,

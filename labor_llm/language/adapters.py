@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from labor_llm.errors import ConfigError
 from labor_llm.language.backbones import Backbone, HubBackbone
@@ -25,6 +27,11 @@ class Adapter(ABC):
     @abstractmethod
     def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
         """The type of the backbone's weights where matrix products are done in ``mixed``."""
+
+    @property
+    def quantization(self) -> QuantizationConfigMixin | None:
+        """How the backbone's weights are packed, if they are."""
+        return None
 
     @abstractmethod
     def apply(self, model: PreTrainedModel, backbone: Backbone, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
@@ -106,7 +113,27 @@ class Lora(Adapter):
     def load(
         self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     ) -> PreTrainedModel:
-        return PeftModel.from_pretrained(backbone.model(tokenizer, dtype), folder)
+        return PeftModel.from_pretrained(backbone.model(tokenizer, dtype, self.quantization), folder)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class QLora(Lora):
+    """LoRA on a base in 4-bit NormalFloat, its scales quantized too (arXiv 2305.14314); needs bitsandbytes."""
+
+    name: str = "qlora"
+
+    def __post_init__(self) -> None:
+        if find_spec("bitsandbytes") is None:
+            raise ValueError("adapter=qlora needs bitsandbytes: pip install 'labor-llm[quantization]'")
+
+    @property
+    def quantization(self) -> QuantizationConfigMixin | None:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
 
 
 def _embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:

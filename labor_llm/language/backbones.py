@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from labor_llm.errors import ConfigError
 
@@ -45,8 +46,13 @@ class Backbone(ABC):
         """The tokenizer; one that is made from scratch learns from the training texts."""
 
     @abstractmethod
-    def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
-        """The model with its weights in the given type."""
+    def model(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        quantization: QuantizationConfigMixin | None = None,
+    ) -> PreTrainedModel:
+        """The model with its weights in the given type, or quantized."""
 
     def at(self, revision: str | None) -> "Backbone":
         """The same weights again, as they were when an adapter was trained on them."""
@@ -85,7 +91,16 @@ class ScratchBackbone(Backbone):
         bpe.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))])
         return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, pad_token=PAD)
 
-    def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    def model(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        quantization: QuantizationConfigMixin | None = None,
+    ) -> PreTrainedModel:
+        if quantization is not None:
+            raise ConfigError(
+                f"backbone {self.name!r} is trained from random weights; only loaded ones are quantized"
+            )
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.width,
@@ -121,7 +136,12 @@ class HubBackbone(Backbone):
         except (OSError, ValueError) as error:
             raise self._not_loaded("tokenizer", error) from error
 
-    def model(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> PreTrainedModel:
+    def model(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        quantization: QuantizationConfigMixin | None = None,
+    ) -> PreTrainedModel:
         self._prepare()
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -129,6 +149,7 @@ class HubBackbone(Backbone):
                 revision=self.revision,
                 dtype=dtype,
                 attn_implementation=self.attention,
+                quantization_config=quantization,
                 use_safetensors=True,
             )
         except (OSError, ValueError) as error:

@@ -3,8 +3,8 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,13 +146,17 @@ class FineTuning(L.LightningModule):
         scores = self.scorer.score_realised(careers) if realised_only else self.scorer.score(careers)
         return batch["records_Q"], scores
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip; Lightning's own clipping refuses fused optimizers."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=True)
         warmup = round(self.settings.warmup * self.total_steps)
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -221,15 +225,13 @@ def fine_tune(
             logger=TrackerLogger(tracker),
             max_epochs=module.settings.max_epochs,
             accumulate_grad_batches=train.parts,
-            gradient_clip_val=module.settings.clip_norm,
             val_check_interval=round(train.steps * module.settings.validate_every) * train.parts or train.parts,
             precision=module.settings.resolved_precision,
             log_every_n_steps=min(10, len(train)),
             num_sanity_val_steps=0,
         )
         module.train()  # a loaded model comes without dropout
-        packed = module.settings.layout == "packed"
-        with attending(module.model, PACKED) if packed else nullcontext():
+        with _prepared(module.model, module.settings):
             trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
         best = trainer.checkpoint_callback
         assert isinstance(best, ModelCheckpoint)
@@ -239,6 +241,23 @@ def fine_tune(
                 f"Lower trainer.learning_rate (now {module.settings.learning_rate})."
             )
         module.load_trained(checkpoints / "best.ckpt")
+
+
+@contextmanager
+def _prepared(model: PreTrainedModel, settings: TrainerSettings) -> Iterator[None]:
+    """The model as it is trained: its attention, what it keeps for the gradients, what is compiled."""
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers if settings.compile else ():
+        layer.compile(dynamic=True)
+    try:
+        with attending(model, PACKED) if settings.layout == "packed" else nullcontext():
+            yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer in layers:
+            layer._compiled_call_impl = None  # scoring calls the layers with other attention
 
 
 def score_careers(

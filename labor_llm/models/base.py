@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from labor_llm.careers import Careers
 from labor_llm.errors import DataError, RunError
-from labor_llm.predictions import ChoiceProbabilities
+from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities
 from labor_llm.taxonomy import Taxonomy
 from labor_llm.tracking import NoTracker, Tracker
 
@@ -35,6 +35,8 @@ class Workspace:
     """Checkpoints go here; None keeps nothing, and an interrupted fit starts again."""
     tracker: Tracker = field(default_factory=NoTracker)
     progress: bool = False
+    tokens: Path | None = None
+    """Tokenized careers are kept here and used again; None keeps none."""
 
 
 class OccupationModel(ABC):
@@ -62,8 +64,13 @@ class OccupationModel(ABC):
         self._fit(train, valid, workspace or Workspace())
         return self
 
-    def predict(self, careers: Careers, workspace: Workspace | None = None) -> ChoiceProbabilities:
-        """Log-probabilities (N, J) and the log of the mass before normalisation (N,), natural logs."""
+    def predict(
+        self, careers: Careers, workspace: Workspace | None = None
+    ) -> ChoiceProbabilities | RealizedProbabilities:
+        """Log-probabilities (N, J) and the log of the mass before normalisation (N,), natural logs.
+
+        A model that was told to score realised occupations only gives no more than that.
+        """
         self._check_fitted("predict")
         if careers.taxonomy != self.taxonomy:
             raise DataError(
@@ -74,7 +81,10 @@ class OccupationModel(ABC):
 
     def log_probs(self, careers: Careers) -> NDArray[np.floating]:
         """Log-probabilities in nats, shape (N, J); the probabilities of a row sum to one."""
-        return self.predict(careers).log_probs_NJ
+        probabilities = self.predict(careers)
+        if isinstance(probabilities, RealizedProbabilities):
+            raise RuntimeError(f"{self.name} scores realised occupations only: there is no distribution")
+        return probabilities.log_probs_NJ
 
     def persons_seen(self, careers: Careers) -> int:
         """How many of the persons were in the training data, by survey and person_id."""
@@ -112,7 +122,7 @@ class OccupationModel(ABC):
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None: ...
 
     @abstractmethod
-    def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities: ...
+    def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities: ...
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytorch_lightning as L
 import torch
 from pydantic import ConfigDict
@@ -19,12 +20,13 @@ from labor_llm.language.backbones import Backbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
 from labor_llm.language.context import every_record, most_recent
 from labor_llm.language.finetune import FineTuning, TrainerSettings, fine_tune, score_careers
-from labor_llm.language.scoring import Scoring
+from labor_llm.language.scoring import RealizedScoring, Scoring
 from labor_llm.language.title_tokens import add_title_tokens, start_from_means
+from labor_llm.language.token_files import encode_once
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers, Ids
 from labor_llm.language.trie import TitleTrie
 from labor_llm.models.base import OccupationModel, Workspace
-from labor_llm.predictions import ChoiceProbabilities, choice_indices
+from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities, choice_indices
 from labor_llm.templates import Label, ResumeTemplate, Tokens
 
 logger = logging.getLogger(__name__)
@@ -87,25 +89,31 @@ class LanguageModel(OccupationModel):
             pieces = add_title_tokens(self._encoder)
             self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy)
         self._encoder.check_boundaries(sample)
-        model = self.backbone.model(tokenizer, self._dtype)
+        model = self.backbone.model(tokenizer, self._dtype, self.adapter.quantization)
         start_from_means(model, pieces)
         return self.adapter.apply(model, self.backbone, list(pieces))
 
-    def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
+    def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
         trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
         realised_N = choice_indices(careers.table["occupation"], self.choice_set)
         longest_title = max(len(self._encoder.titles[code]) for code in self.choice_set)
-        encoded = every_record(self._encoder.encode(careers), self._context(self._module.model), longest_title)
+        tokens = encode_once(self._encoder, careers, workspace.tokens)
+        encoded = every_record(tokens, self._context(self._module.model), longest_title)
         scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
         raw_NJ = scores.raw_QJ.double().numpy()
+        if isinstance(self.scoring, RealizedScoring):
+            known_N = realised_N >= 0
+            raw_N = raw_NJ[np.arange(len(raw_NJ)), realised_N.clip(min=0)]
+            return RealizedProbabilities(np.where(known_N, raw_N, np.nan))
         log_mass_N = logsumexp(raw_NJ, axis=1)
-        return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N)
+        bound_N = scores.bound_Q.numpy() if self.scoring.tolerance else None
+        return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N, bound_N)
 
     def _training_careers(
         self, careers: Careers, model: PreTrainedModel, part: str, workspace: Workspace
     ) -> EncodedCareers:
         """Tokenize careers; of those that the model's context does not hold, the most recent records."""
-        encoded = most_recent(self._encoder.encode(careers), self._context(model))
+        encoded = most_recent(encode_once(self._encoder, careers, workspace.tokens), self._context(model))
         if left_out := len(careers) - len(encoded.prompt_ends):
             logger.warning(
                 "%d of %d %s records are further back than the %d tokens that %s reads: left out of the fit, the "

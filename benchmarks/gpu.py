@@ -1,0 +1,533 @@
+"""Training and scoring at real sizes on one GPU: Llama 3.2 1B and Llama 3.1 8B with random weights.
+
+    python -m benchmarks.gpu [--toy] [--out benchmarks/results/gpu.json] [--minutes 8]
+
+Every part is written to the result as soon as it is done; what memory or time did not allow is said there. Weights
+are random, since no speed of training or exact scoring depends on them; how much pruning saves does, so the 1B is
+scored after its training, and the result states what probability the titles have in all.
+"""
+
+import argparse
+import copy
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.machine import matmul_rate, write_result
+from benchmarks.panel import generated_panel
+from benchmarks.scoring_rivals import lm_eval_rival, naive_rival
+from benchmarks.training import panel_facts, train_ours, training_flops, versions
+from benchmarks.training_rivals import Recipe, StepClock, has_trl, train_padded, train_trl
+from labor_llm.careers import Careers
+from labor_llm.language.adapters import FullFineTuning, Lora
+from labor_llm.language.backbones import HubBackbone
+from labor_llm.language.batches import ScoringBatches
+from labor_llm.language.scoring import LOGITS_PER_PASS, PackedCareers, TitleScorer
+from labor_llm.language.title_tokens import add_title_tokens
+from labor_llm.language.tokens import CareerEncoder, EncodedCareers
+from labor_llm.language.trie import TitleTrie
+from labor_llm.templates import Label, ResumeTemplate, Titles, Tokens
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, PAD = "<|begin_of_text|>", "<|pad|>"
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+"""How Llama 3 cuts a text into words before BPE (tokenizer.json of meta-llama/Llama-3.2-1B)."""
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+COMMON = {
+    "vocab_size": 128256,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 131072,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": 1,
+}
+"""The special tokens are those of the tokenizer made here, not of the models."""
+LLAMA_3_2_1B = {
+    **COMMON,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+    "rope_parameters": {**ROPE, "factor": 32.0},
+}
+"""config.json of https://huggingface.co/meta-llama/Llama-3.2-1B: 1.24 billion weights."""
+LLAMA_3_1_8B = {
+    **COMMON,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+    "rope_parameters": {**ROPE, "factor": 8.0},
+}
+"""config.json of https://huggingface.co/meta-llama/Llama-3.1-8B: 8.03 billion weights."""
+TOY = {
+    **COMMON,
+    "vocab_size": 1024,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+    "rope_parameters": {**ROPE, "factor": 32.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One model and how much of the panel it reads."""
+
+    name: str
+    config: dict[str, Any]
+    careers: int
+    """To train on, once."""
+    careers_per_pass: int
+    scored: int
+    """Careers whose records are scored by the project."""
+    rival_records: int
+    """Records that the slow way scores: its time per record is what counts."""
+    full: bool
+    """Whether all weights are trained too; with their AdamW moments they take 16 bytes each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is measured, on one device."""
+
+    device: str
+    models: tuple[Size, ...]
+    careers_per_step: int
+    max_records: int
+    warm_up: int
+    vocabulary: int
+    row_tokens: int
+    max_tokens: int
+    """Tokens in one forward pass of scoring."""
+
+
+def plan(toy: bool) -> Plan:
+    """The real sizes on the GPU, or some that take seconds on the processor."""
+    if toy:
+        small = Size(
+            name="toy-1b",
+            config=TOY,
+            careers=16,
+            careers_per_pass=4,
+            scored=2,
+            rival_records=1,
+            full=True,
+        )
+        return Plan(
+            device="cpu",
+            models=(small, replace(small, name="toy-8b", full=False)),
+            careers_per_step=4,
+            max_records=8,
+            warm_up=1,
+            vocabulary=600,
+            row_tokens=512,
+            max_tokens=4096,
+        )
+    one_billion = Size(
+        name="llama-3.2-1b",
+        config=LLAMA_3_2_1B,
+        careers=1600,
+        careers_per_pass=16,
+        scored=24,
+        rival_records=8,
+        full=True,
+    )
+    eight_billion = Size(
+        name="llama-3.1-8b",
+        config=LLAMA_3_1_8B,
+        careers=320,
+        careers_per_pass=4,
+        scored=8,
+        rival_records=2,
+        full=False,
+    )
+    return Plan(
+        device="cuda",
+        models=(one_billion, eight_billion),
+        careers_per_step=16,
+        max_records=40,
+        warm_up=5,
+        vocabulary=4096,
+        row_tokens=1024,
+        max_tokens=4096,
+    )
+
+
+def llama3_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that cuts words as Llama 3 does, trained on the texts: its own is gated."""
+    bpe = Tokenizer(BPE())
+    words = Split(Regex(LLAMA3_WORDS), behavior="isolated")
+    bpe.pre_tokenizer = PreTokenizers([words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[BEGIN, PAD],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    begin = bpe.token_to_id(BEGIN)
+    bpe.post_processor = TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BEGIN, pad_token=PAD)
+
+
+def random_model(config: dict[str, Any], dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Random weights, drawn on the device itself."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return LlamaForCausalLM(LlamaConfig(**config))
+    finally:
+        torch.set_default_dtype(before)
+
+
+@dataclass
+class Bench:
+    """What the parts share: the plan, the careers, and the weights that one part leaves to the next."""
+
+    plan: Plan
+    dtype: torch.dtype
+    """Of products; bfloat16 on a GPU."""
+    matmul: float
+    kept: dict[str, PreTrainedModel] = field(default_factory=dict)
+
+    @cached_property
+    def careers(self) -> Careers:
+        """The generated panel."""
+        persons = max(size.careers for size in self.plan.models)
+        return generated_panel(persons, seed=0, max_records=self.plan.max_records)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Made from the panel's texts."""
+        return llama3_tokenizer(ResumeTemplate().texts(self.careers, Titles()), self.plan.vocabulary)
+
+    def first_careers(self, persons: int) -> Careers:
+        """So many of the panel's."""
+        return self.careers.select_persons(self.careers.table["person_id"].unique(maintain_order=True)[:persons])
+
+    def encoded(self, size: Size) -> EncodedCareers:
+        """What a model is trained on, with titles as labels."""
+        return self.encoder(Titles()).encode(self.first_careers(size.careers))
+
+    def encoder(self, label: Label) -> CareerEncoder:
+        """A label's titles under a tokenizer of its own: the token label adds titles to it."""
+        tokenizer, taxonomy = copy.deepcopy(self.tokenizer), self.careers.taxonomy
+        encoder = CareerEncoder(tokenizer, ResumeTemplate(), label, taxonomy)
+        if isinstance(label, Tokens):
+            add_title_tokens(encoder)
+            return CareerEncoder(tokenizer, ResumeTemplate(), label, taxonomy)
+        return encoder
+
+    def trainable(self, size: Size, adapter: str) -> PreTrainedModel:
+        """A fresh model as the project would train it: float32 weights, or adapters on a base of ``dtype``."""
+        backbone = HubBackbone(name=size.name, path=size.name)
+        method = Lora(dropout=0.0) if adapter == "lora" else FullFineTuning(learning_rate=2e-5)
+        model = random_model(size.config, method.base_dtype(self.dtype), self.plan.device)
+        return method.apply(model, backbone)
+
+    def recipe(self, size: Size) -> Recipe:
+        """One epoch for everybody, at a rate that random weights learn with."""
+        return Recipe(
+            learning_rate=3e-4,
+            careers_per_step=self.plan.careers_per_step,
+            careers_per_pass=size.careers_per_pass,
+            epochs=1,
+            row_tokens=self.plan.row_tokens,
+            bf16=self.dtype == torch.bfloat16,
+            seed=0,
+            device=self.plan.device,
+        )
+
+
+TRAIN: dict[str, Callable[..., StepClock]] = {
+    "labor_llm": train_ours,
+    "trainer_padded": train_padded,
+    "trl_packing": train_trl,
+}
+
+
+def train_part(bench: Bench, size: Size, adapter: str, system: str) -> dict[str, Any]:
+    """Speed, use of the GPU and memory of one system; the project's 1B is kept for scoring.
+
+    The use of the GPU counts ``benchmarks.training.training_flops``, padding left out, against the measured rate
+    of bfloat16 matrix products: 6 N T + attention when all weights are trained, 4 N T + 6 A T + attention with
+    adapters of A weights.
+    """
+    _reset_peak(bench.plan.device)
+    model, encoded = bench.trainable(size, adapter).train(), bench.encoded(size)
+    flops_per_token = training_flops(model, encoded.lengths) / float((encoded.lengths - 1).sum())
+    clock = TRAIN[system](model, encoded, bench.tokenizer, bench.recipe(size))
+    rate, peak = clock.rate(bench.plan.warm_up), _peak_gib(bench.plan.device)
+    if system == "labor_llm" and adapter == "full":
+        bench.kept[size.name] = model.to("cpu", bench.dtype)
+    return {
+        "tokens_per_second": rate,
+        "share_of_matmul_rate": rate * flops_per_token / bench.matmul,
+        "peak_gpu_gib": peak,
+        "timed_seconds": sum(clock.seconds[bench.plan.warm_up :]),
+        "timed_steps": len(clock.seconds) - bench.plan.warm_up,
+        "supervised_tokens": sum(clock.tokens),
+    }
+
+
+@dataclass(frozen=True)
+class ToScore:
+    """Careers and titles under one label, in the order of the choice set."""
+
+    encoded: EncodedCareers
+    trie: TitleTrie
+    titles: list[tuple[int, ...]]
+    realised_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, bench: Bench, label: Label, careers: int) -> "ToScore":
+        """The first careers of the panel, over all titles of the taxonomy."""
+        encoder = bench.encoder(label)
+        some = bench.first_careers(careers)
+        titles = [tuple(ids) for ids in encoder.titles.values()]
+        place = {code: number for number, code in enumerate(encoder.titles)}
+        realised = np.array([place[code] for code in some.table["occupation"]])
+        return cls(encoder.encode(some), TitleTrie.of(titles), titles, realised)
+
+
+def score(bench: Bench, scorer: TitleScorer, batch: PackedCareers) -> NDArray[np.float64]:
+    """Of each record, log-probability of all titles and of the realised one, and what was not expanded, (Q, 3).
+
+    The one place that knows the scorer's call.
+    """
+    batch = batch.to(torch.device(bench.plan.device))
+    scores = scorer.score(batch)
+    realised_Q = scores.raw_QJ.gather(1, batch.realised_Q[:, None])[:, 0]
+    columns = (scores.raw_QJ.double().logsumexp(1), realised_Q.double(), scores.unexpanded_Q.double())
+    return torch.stack(columns, dim=1).cpu().numpy()
+
+
+@torch.no_grad()
+def score_part(
+    bench: Bench, size: Size, label: Callable[[], Label], tolerance: float, model: PreTrainedModel
+) -> dict[str, Any]:
+    """Seconds per record of scoring every title of the taxonomy; the first batch comes twice and counts once."""
+    work = ToScore.of(bench, label(), size.scored)
+    _reset_peak(bench.plan.device)
+    budget = min(bench.plan.max_tokens, max(1, LOGITS_PER_PASS // int(model.config.vocab_size)))
+    scorer = TitleScorer(model.eval(), work.trie, budget, tolerance)
+    batches = [batch["careers"] for batch in ScoringBatches(work.encoded, work.realised_N, budget)]
+    score(bench, scorer, batches[0])
+    start = _now(bench.plan.device)
+    log_mass_N, realised_N, unexpanded_N = np.concatenate([score(bench, scorer, batch) for batch in batches]).T
+    seconds = _now(bench.plan.device) - start
+    return {
+        "seconds_per_record": seconds / len(work.realised_N),
+        "records": len(work.realised_N),
+        "titles": len(work.titles),
+        "tree_nodes": len(work.trie.tokens_M),
+        "tokens_of_a_title": float(np.mean([len(title) for title in work.titles])),
+        "mean_log_prob_of_the_realised": float(realised_N.mean()),
+        "mean_title_mass": float(np.exp(log_mass_N).mean()),
+        "mean_unexpanded": float(unexpanded_N.mean()),
+        "max_unexpanded": float(unexpanded_N.max()),
+        "peak_gpu_gib": _peak_gib(bench.plan.device),
+    }
+
+
+RIVAL_BATCH = 32
+"""Rows of a rival's forward pass."""
+
+
+def rival_part(bench: Bench, size: Size, model: PreTrainedModel) -> dict[str, Any]:
+    """Seconds per record when every title is a row of its own: by lm-eval's HFLM, else by a plain loop in batches.
+
+    All prompts are handed over at once; a few titles come first, untimed.
+    """
+    work = ToScore.of(bench, Titles(), size.scored)
+    prompts = list(_prompts(work, size.rival_records))
+    rival, name = naive_rival(model.eval(), RIVAL_BATCH), "naive batched loop (lm_eval is not installed)"
+    if find_spec("lm_eval") is not None:
+        rival, name = lm_eval_rival(model, bench.tokenizer, RIVAL_BATCH), "lm_eval HFLM"
+    rival(prompts[:1], work.titles[:8])
+    start = _now(bench.plan.device)
+    log_probs_QJ = rival(prompts, work.titles)
+    seconds = _now(bench.plan.device) - start
+    return {
+        "system": name,
+        "seconds_per_record": seconds / len(prompts),
+        "records": len(prompts),
+        "mean_log_prob": float(log_probs_QJ.mean()),
+    }
+
+
+def _prompts(work: ToScore, records: int) -> Iterator[list[int]]:
+    """The ids before the titles of records spread over all careers."""
+    encoded = work.encoded
+    for record in np.linspace(0, len(encoded.prompt_ends) - 1, records).astype(int):
+        career = np.searchsorted(encoded.record_starts, record, side="right") - 1
+        yield encoded.ids_T[encoded.career_starts[career] : encoded.prompt_ends[record]].tolist()
+
+
+KNOWS_TITLES = 0.5
+"""Probability that a model must give to all titles together before the speed of pruning means anything: one that
+expects none of them has them all pruned at once."""
+
+Part = Callable[[], dict[str, Any]]
+
+
+def parts_of(bench: Bench) -> Iterator[tuple[str, Part]]:
+    """Every measurement in the order of its worth, so that a short budget still says the most."""
+    systems = [name for name in TRAIN if name != "trl_packing" or has_trl()]
+    for size in bench.plan.models:
+        for adapter in ("full", "lora") if size.full else ("lora",):
+            for system in systems:
+                name = f"{size.name}/train/{adapter}/{system}"
+                yield name, lambda s=size, a=adapter, who=system: train_part(bench, s, a, who)  # type: ignore[misc]
+        yield from _scoring_parts(bench, size)
+
+
+def _scoring_parts(bench: Bench, size: Size) -> Iterator[tuple[str, Part]]:
+    """Scoring with the weights that training left, or else random ones; they are dropped at the end."""
+
+    def model() -> PreTrainedModel:
+        if size.name not in bench.kept:
+            bench.kept[size.name] = random_model(size.config, bench.dtype, bench.plan.device)
+        return bench.kept[size.name].to(bench.plan.device)
+
+    yield f"{size.name}/score/exact", lambda: score_part(bench, size, Titles, 0.0, model())
+    yield f"{size.name}/score/pruned_1e-3", lambda: score_part(bench, size, Titles, 1e-3, model())
+    yield f"{size.name}/score/token_label", lambda: score_part(bench, size, Tokens, 0.0, model())
+    yield f"{size.name}/score/rival", lambda: rival_part(bench, size, model())
+    bench.kept.clear()
+
+
+def run_part(part: Part) -> dict[str, Any]:
+    """The part's result, or why it has none: the parts after it still run."""
+    try:
+        return part()
+    except torch.OutOfMemoryError as error:
+        return {"out_of_memory": str(error).splitlines()[0]}
+    except Exception as error:
+        logger.exception("a part failed")
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def benchmark(toy: bool, out: Path, minutes: float) -> None:
+    """Run the parts that begin before the time is up, and write the result after every one of them."""
+    start, chosen = time.monotonic(), plan(toy)
+    dtype = torch.float32 if chosen.device == "cpu" else torch.bfloat16
+    bench = Bench(chosen, dtype, matmul_rate(dtype, chosen.device, 1 if toy else 7))
+    result: dict[str, Any] = {
+        "toy": toy,
+        "device": torch.cuda.get_device_name() if chosen.device == "cuda" else "cpu",
+        "matmul_flops_per_second": bench.matmul,
+        "versions": versions(("torch", "transformers", "peft", "trl", "lm_eval", "pytorch-lightning")),
+        "panel": {size.name: panel_facts(bench.encoded(size)) for size in chosen.models},
+        "parts": {},
+    }
+    for name, part in parts_of(bench):
+        passed = time.monotonic() - start
+        late = passed > 60 * minutes
+        result["parts"][name] = {"skipped": f"{minutes:g} minutes were up"} if late else run_part(part)
+        result["parts"][name]["started_after_seconds"] = passed
+        logger.info("%4.0f s  %s: %s", time.monotonic() - start, name, result["parts"][name])
+        write_result(out, {**result, **headline(chosen, result["parts"])})
+
+
+def headline(chosen: Plan, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Ratios to the rivals, by model; None where a number is missing or pruning had nothing to weigh."""
+
+    def ratio(ours: str, theirs: str, key: str) -> float | None:
+        mine, other = parts.get(ours, {}).get(key), parts.get(theirs, {}).get(key)
+        return mine / other if mine and other else None
+
+    found: dict[str, Any] = {}
+    for size in chosen.models:
+        for adapter in ("full", "lora") if size.full else ("lora",):
+            train = f"{size.name}/train/{adapter}"
+            for rival in ("trainer_padded", "trl_packing"):
+                found[f"{train}/vs_{rival}"] = ratio(f"{train}/labor_llm", f"{train}/{rival}", "tokens_per_second")
+        for way in ("exact", "pruned_1e-3", "token_label"):
+            rival, ours = f"{size.name}/score/rival", f"{size.name}/score/{way}"
+            knows = way != "pruned_1e-3" or parts.get(ours, {}).get("mean_title_mass", 0) > KNOWS_TITLES
+            found[f"{ours}/times_faster_than_rival"] = ratio(rival, ours, "seconds_per_record") if knows else None
+    return {"headline": found}
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gib(device: str) -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--toy", action="store_true", help="tiny models on the processor, for tests")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu.json")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no part begins later than this")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not options.toy and not torch.cuda.is_available():
+        parser.error("there is no GPU on this machine; --toy runs on the processor")
+    benchmark(options.toy, options.out, options.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Tokenized careers on disk, memory-mapped: made once for the same careers, template, label and tokenizer."""
+
+import hashlib
+import inspect
+import logging
+import shutil
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from labor_llm import templates
+from labor_llm.careers import Careers
+from labor_llm.language import tokens
+from labor_llm.language.tokens import CareerEncoder, EncodedCareers
+
+logger = logging.getLogger(__name__)
+
+
+def encode_once(encoder: CareerEncoder, careers: Careers, folder: Path | None) -> EncodedCareers:
+    """The careers' tokens, read from below ``folder`` if they were written there before.
+
+    The files hold individual records, in tokens: they stay where the data may be. Without a folder nothing is
+    written.
+    """
+    if folder is None:
+        return encoder.encode(careers)
+    home = folder / _key(encoder, careers)
+    if home.is_dir():
+        logger.info("tokenized before: %s", home)
+    else:
+        _write(encoder.encode(careers), home)
+    return EncodedCareers(
+        **{field.name: np.load(home / f"{field.name}.npy", mmap_mode="r") for field in fields(EncodedCareers)}
+    )
+
+
+def _write(encoded: EncodedCareers, home: Path) -> None:
+    """All files or none; if another process was faster, its files stay."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home.parent))
+    try:
+        for field in fields(EncodedCareers):
+            np.save(partial / f"{field.name}.npy", getattr(encoded, field.name), allow_pickle=False)
+        try:
+            partial.rename(home)
+        except OSError:
+            if not home.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _key(encoder: CareerEncoder, careers: Careers) -> str:
+    """Changes with anything that decides about the tokens: data, wording, tokenizer, code."""
+    parts = [
+        careers.fingerprint,
+        repr(encoder.template),
+        repr(encoder.label),
+        encoder.tokenizer.backend_tokenizer.to_str(),
+        repr(encoder.prefix),
+        inspect.getsource(tokens),
+        inspect.getsource(templates),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
