@@ -1,6 +1,6 @@
 """Seconds to score all titles of a choice set after every record of a career, beside the usual ways.
 
-    python -m benchmarks.scoring [--rounds 3] [--careers 4000] [--epochs 8] [--toy] [--data CAREERS.parquet]
+    python -m benchmarks.scoring [--rounds 3] [--careers 3000] [--epochs 4] [--toy] [--data CAREERS.parquet]
                                  [--out benchmarks/results/scoring-cpu.json]
 
 Every way scores the same records of the same careers with the same weights in float32. The models are trained once
@@ -270,8 +270,8 @@ def parsed(arguments: Sequence[str]) -> tuple[Size, argparse.Namespace]:
     """The size that the command line asks for, and its other options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="careers that are scored after one to warm up")
-    parser.add_argument("--careers", type=int, default=4000, help="persons of the generated panel")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of training, of either label")
+    parser.add_argument("--careers", type=int, default=3000, help="persons of the generated panel")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of training, of either label")
     parser.add_argument("--rival-records", type=int, default=4, help="records per career that rivals are timed on")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--data", type=Path, help="a prepared careers.parquet to measure too")

@@ -29,7 +29,7 @@ TOY = ScratchBackbone(
     name="toy", layers=2, width=32, heads=2, feed_forward=64, vocabulary=1000, context=1024, learning_rate=3e-3
 )
 LEARNING_RATE = 1.5e-3
-PERSONS_TO_VALIDATE = 100
+PERSONS_TO_VALIDATE = 30
 COMPLETE = "complete.json"
 """Written last into a model's folder: what was trained, and how well it predicts."""
 

@@ -126,8 +126,8 @@ class Predictions:
             choice_set = pl.read_parquet_metadata(path)[METADATA_KEY]
         except (pl.exceptions.ComputeError, KeyError):
             raise RunError(f"{path} is not a file of predictions written by labor-llm.") from None
-        table = pl.read_parquet(path, columns=None if distribution else list(COLUMNS))
-        return cls(table, tuple(json.loads(choice_set)))
+        columns = [name for name in pl.read_parquet_schema(path) if distribution or name != "log_probs"]
+        return cls(pl.read_parquet(path, columns=columns), tuple(json.loads(choice_set)))
 
 
 def choice_indices(codes: pl.Series, choice_set: Sequence[str]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from labor_llm.__main__ import main
 from labor_llm.build import build
+from labor_llm.compare import compare
 from labor_llm.configs import conf_folder
 from labor_llm.errors import ConfigError, DataError, RunError
 from labor_llm.run import _folder, _plain, prepare, run, score
@@ -51,6 +52,8 @@ def run_folders(outputs: Path) -> list[Path]:
     ("group", "choice"), sorted((path.parent.name, path.stem) for path in conf_folder().glob("*/*.yaml"))
 )
 def test_every_choice_composes_and_builds(config, group, choice):
+    if choice == "qlora":
+        pytest.importorskip("bitsandbytes")
     missing = ["backbone.path=somewhere"] if (group, choice) == ("backbone", "hf") else []
     build(config("run", f"{group}={choice}", *missing), ["dataset", "model", "tracker"])
 
@@ -66,6 +69,30 @@ def test_a_run_writes_its_folder_and_is_not_run_twice(config, tmp_path, caplog):
     assert run(config("run", "model=markov", "tracker=wandb")) == first
     assert run_folders(tmp_path) == [folder]
     assert (folder / "complete").stat().st_mtime_ns == before
+
+
+def test_qlora_without_its_library_says_what_to_install(config, monkeypatch):
+    monkeypatch.setattr("labor_llm.language.adapters.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'labor-llm\[quantization\]'"):
+        build(config("run", "adapter=qlora", "backbone=gpt2"), ["model"])
+
+
+def test_pruned_and_realised_scores_are_reported_and_compared(config, tmp_path):
+    exact = run(config("run", *TINY, "tracker=jsonl"))
+    fitted = run_folders(tmp_path)[0]
+    assert (tmp_path / "out" / "wage_panel" / "tokens").is_dir()
+    pruned = run(config("run", "scoring=pruned", "label=token", *TINY, "tracker=jsonl"))
+    assert exact is not None
+    assert pruned is not None
+    realised = run(config("run", "scoring=realized", *TINY, "tracker=jsonl"))
+    assert realised is None
+    metrics = {folder: json.loads((folder / "metrics.json").read_text()) for folder in run_folders(tmp_path)}
+    bounds = [found["error_bound"] for found in metrics.values()]
+    assert sorted(bound is None for bound in bounds) == [False, True, True]
+    raw = [found["metrics"]["all"]["perplexity_raw"]["value"] for found in metrics.values()]
+    assert metrics[fitted]["metrics"]["all"]["perplexity_raw"]["value"] == pytest.approx(raw[0])
+    comparison = compare([tmp_path / "out"])
+    assert comparison.table["perplexity"].null_count() == 1
 
 
 def test_other_settings_are_another_run(config, tmp_path):

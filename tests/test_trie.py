@@ -31,6 +31,15 @@ def walked(trie: TitleTrie) -> dict[int, tuple[int, ...]]:
     return ended
 
 
+def walked_nodes(trie: TitleTrie) -> list[tuple[int, ...]]:
+    """The path to every inner node, by its number."""
+    begun = {NONE: ()}
+    for token, parent, child in zip(trie.edge_tokens_E, trie.edge_parents_E, trie.edge_children_E, strict=True):
+        begun[child] = (*begun[parent], int(token)) if child != NONE else begun.get(child, ())
+    begun.pop(NONE)
+    return [begun[node] for node in range(trie.nodes)]
+
+
 @given(titles)
 def test_titles_can_be_read_back_from_the_edges(titles):
     assert walked(TitleTrie.of(titles)) == dict(enumerate(titles))
@@ -61,6 +70,8 @@ def test_a_node_knows_the_titles_below_it(titles):
     assert {
         tuple(t for t, is_below in zip(titles, row, strict=True) if is_below) for row in trie.below_MJ
     } == below
+    for node, size in zip(walked_nodes(trie), trie.sizes_M, strict=True):
+        assert size == sum(other[: len(node)] == node for other in nodes)
 
 
 @given(titles)

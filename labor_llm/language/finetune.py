@@ -248,16 +248,23 @@ def _prepared(model: PreTrainedModel, settings: TrainerSettings) -> Iterator[Non
     """The model as it is trained: its attention, what it keeps for the gradients, what is compiled."""
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpointing(model, "enable", {"use_reentrant": False})
     for layer in layers if settings.compile else ():
         layer.compile(dynamic=True)
     try:
         with attending(model, PACKED) if settings.layout == "packed" else nullcontext():
             yield
     finally:
-        model.gradient_checkpointing_disable()
+        if settings.gradient_checkpointing:
+            _checkpointing(model, "disable")
         for layer in layers:
             layer._compiled_call_impl = None  # scoring calls the layers with other attention
+
+
+def _checkpointing(model: PreTrainedModel, change: Literal["enable", "disable"], *arguments: Any) -> None:
+    """By the name that this version of transformers has for it."""
+    old, new = f"gradient_checkpointing_{change}", f"activation_checkpointing_{change}"
+    getattr(model, new if hasattr(model, new) else old)(*arguments)
 
 
 def score_careers(

@@ -32,7 +32,7 @@ LOGITS_PER_PASS = 2**28
 """Logits that one forward pass may give: a gigabyte in float32."""
 FIRST_SHARE = 0.9
 """Of the tolerance that the first walk may use: it suffices where titles have nine tenths of the mass."""
-LEVEL_SHARE = 0.5
+LEVEL_SHARE = 0.75
 """Of what is left of it that each level may use: improbable nodes show up at every level."""
 CPU_NODES = 1024
 """Nodes of one forward pass on a CPU: what they give then stays in its caches."""
@@ -184,6 +184,7 @@ class TitleScorer:
         self.edge_tokens_E = torch.as_tensor(trie.edge_tokens_E, device=device)
         self.edge_children_E = torch.as_tensor(trie.edge_children_E, device=device)
         self.edge_titles_E = torch.as_tensor(trie.edge_titles_E, device=device)
+        self.sizes_M = torch.as_tensor(trie.sizes_M, device=device)
         self.below_MJ = torch.as_tensor(trie.below_MJ, device=device)
 
     @torch.no_grad()
@@ -250,16 +251,21 @@ class TitleScorer:
         return past, logits[0].float()
 
     def _within_budget(self, first: Level) -> Iterator[Level]:
-        """The trees of as many records at a time as have up to ``max_tokens`` first nodes, or of one record."""
-        counts = torch.unique_consecutive(first.records_N, return_counts=True)[1].tolist()
-        start = end = 0
-        for count in counts:
-            if end > start and end + count - start > self.max_tokens:
-                yield first[start:end]
-                start = end
-            end += count
+        """The trees of some records at a time, by the nodes that may be kept for them.
+
+        Whatever is pruned, no more is kept than for whole trees whose widest level has ``max_tokens`` nodes.
+        """
+        _, places_N, counts_R = torch.unique_consecutive(first.records_N, return_inverse=True, return_counts=True)
+        sizes_R = torch.zeros_like(counts_R).index_add_(0, places_N, self.sizes_M[first.nodes_N])
+        budget = self.max_tokens * self.trie.nodes // self.trie.width
+        start = end = kept = 0
+        for count, size in zip(counts_R.tolist(), sizes_R.tolist(), strict=True):
+            if end > start and kept + size > budget:
+                yield first[slice(start, end)]
+                start, kept = end, 0
+            end, kept = end + count, kept + size
         if end > start:
-            yield first[start:end]
+            yield first[slice(start, end)]
 
     def _descend(self, level: Level, walk: Walk) -> None:
         """From the trees' first nodes down."""
@@ -306,11 +312,14 @@ class TitleScorer:
         return self._prune(below, walk) if self.tolerance else below
 
     def _prune(self, level: Level, walk: Walk) -> Level:
-        """Leave out the least probable nodes of each record while their sum stays within the level's share."""
+        """Leave out nodes of each record while their sum stays within the level's share.
+
+        Those come first that save most for their probability: the nodes below them are not expanded either.
+        """
         probs_N = level.log_probs_N.double().exp()
         realised_N, scores = walk.batch.realised_Q[level.records_N], walk.scores
         needed_N = (realised_N != NONE) & self.below_MJ[level.nodes_N, realised_N]
-        order = torch.argsort(probs_N, stable=True)
+        order = torch.argsort(probs_N / self.sizes_M[level.nodes_N], stable=True)
         order = order[torch.argsort(level.records_N[order], stable=True)]
         sums = torch.where(needed_N, 0.0, probs_N)[order].cumsum(0)
         records = level.records_N[order]

@@ -74,6 +74,15 @@ class TitleTrie:
         return max([1, *(level.stop - level.start for level in self.levels)])
 
     @cached_property
+    def sizes_M(self) -> NDArray[np.int64]:
+        """Inner nodes of the tree that hangs on an inner node, itself included."""
+        sizes_M = np.ones(self.nodes, dtype=np.int64)
+        for parent, child in zip(self.edge_parents_E[::-1], self.edge_children_E[::-1], strict=True):
+            if NONE not in (parent, child):
+                sizes_M[parent] += sizes_M[child]
+        return sizes_M
+
+    @cached_property
     def below_MJ(self) -> NDArray[np.bool_]:
         """Whether a title goes through an inner node, shape (M, J)."""
         below_MJ = np.zeros((self.nodes, len(self.titles)), dtype=bool)
