@@ -95,7 +95,7 @@ def sizes(toy: bool) -> Sizes:
     micro = yaml.safe_load((ROOT / "conf/backbone/micro.yaml").read_text())
     return Sizes(
         backbone=ScratchBackbone(**{key: value for key, value in micro.items() if key != "_target_"}),
-        careers=320,
+        careers=160,
         held_out=64,
         max_records=40,
         careers_per_step=16,

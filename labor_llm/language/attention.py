@@ -184,16 +184,17 @@ class Forest:
         self.size = 0
         """Nodes kept so far."""
         self._kept: dict[int, Tensor] = {}
-        self.ancestors_NA = torch.empty(0, 0, dtype=torch.long)
+        self.path_NA = torch.empty(0, 0, dtype=torch.long)
         self.blocks: list[Block] = []
 
     def enter(self, ancestors_NA: Tensor, blocks: list[Block]) -> None:
         """Begin a pass over nodes, given the numbers of their ancestors, the first token's first."""
-        self.ancestors_NA, self.blocks = ancestors_NA, blocks
+        own = torch.arange(self.size, self.size + len(ancestors_NA), device=ancestors_NA.device)
+        self.path_NA, self.blocks = torch.cat([ancestors_NA, own[:, None]], dim=1), blocks
 
     def leave(self) -> None:
         """End the pass; its nodes have the next numbers."""
-        self.size += len(self.ancestors_NA)
+        self.size += len(self.path_NA)
 
     def fell(self) -> None:
         """Forget all nodes, and keep their memory for the next trees."""
@@ -205,27 +206,26 @@ class Forest:
         """What each node reads, shape (1, N, H, D), from queries (1, H, N, D) and its own key (1, K, N, D)."""
         count, heads, width = query.shape[2], key.shape[1], query.shape[3]
         query, key = query.to(value.dtype), key.to(value.dtype)  # as in packed_attention
-        own_N2KD = torch.stack([key[0].transpose(0, 1), value[0].transpose(0, 1)], dim=1)
-        path_NA2KD = torch.cat([self._ancestors(layer, own_N2KD), own_N2KD[:, None]], dim=1).float()
+        path_NA2KD = self._paths(layer, key[0].transpose(0, 1), value[0].transpose(0, 1)).float()
         grouped = query[0].transpose(0, 1).reshape(count, 1, heads, -1, width).float()
         to_path = (grouped * path_NA2KD[:, :, 0, :, None]).sum(-1) * scale
         past, past_norm = self._read_past(layer, query, scale, window)
         past_norm = past_norm.view(count, 1, heads, -1)
         shares = torch.cat([past_norm, to_path], dim=1).softmax(1)[..., None]
         of_path = (shares[:, 1:] * path_NA2KD[:, :, 1, :, None]).sum(1)
-        read = past.view_as(of_path) * shares[:, 0] + of_path
+        read = torch.addcmul(of_path, past.view_as(of_path).float(), shares[:, 0])
         return read.reshape(1, count, -1, width).to(value.dtype)
 
-    def _ancestors(self, layer: int, own_N2KD: Tensor) -> Tensor:
-        """Keys and values of every node's ancestors, (N, A, 2, K, D); keeps the nodes' own for their children."""
-        needed, kept = self.size + len(own_N2KD), self._kept.get(layer)
+    def _paths(self, layer: int, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        """Keys and values of every node's ancestors and its own, (N, A + 1, 2, K, D); keeps its own for the rest."""
+        needed, kept = self.size + len(key_NKD), self._kept.get(layer)
         if kept is None or len(kept) < needed:
-            grown = own_N2KD.new_empty(max(2 * self.size, needed), *own_N2KD.shape[1:])
+            grown = key_NKD.new_empty(max(2 * self.size, needed), 2, *key_NKD.shape[1:])
             if kept is not None:
                 grown[: self.size] = kept[: self.size]
             self._kept[layer] = kept = grown
-        kept[self.size : needed] = own_N2KD
-        return kept[self.ancestors_NA]
+        kept[self.size : needed, 0], kept[self.size : needed, 1] = key_NKD, value_NKD
+        return kept[self.path_NA]
 
     def _read_past(self, layer: int, query: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """What the nodes read of their careers, (N, H, D), and the log of what the softmax divides by, (N, H)."""
