@@ -31,7 +31,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.machine import matmul_rate, write_result
+from benchmarks.machine import default_result, matmul_rate, write_result
 from benchmarks.panel import generated_panel
 from benchmarks.scoring_rivals import lm_eval_rival, naive_rival
 from benchmarks.training import panel_facts, train_ours, training_flops, versions
@@ -48,7 +48,6 @@ from labor_llm.templates import Label, ResumeTemplate, Titles, Tokens
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[1]
 BEGIN, PAD = "<|begin_of_text|>", "<|pad|>"
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -520,13 +519,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="tiny models on the processor, for tests")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json")
     parser.add_argument("--minutes", type=float, default=8.0, help="no part begins later than this")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.toy and not torch.cuda.is_available():
         parser.error("there is no GPU on this machine; --toy runs on the processor")
-    benchmark(options.toy, options.out, options.minutes)
+    benchmark(options.toy, options.out or default_result("gpu.json", options.toy), options.minutes)
 
 
 if __name__ == "__main__":

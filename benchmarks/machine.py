@@ -129,6 +129,11 @@ def peak_rss_gib() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def default_result(name: str, toy: bool) -> Path:
+    """Where a result goes if no path is given; toy sizes do not replace real results."""
+    return ROOT / ("outputs/benchmarks/toy" if toy else "benchmarks/results") / name
+
+
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result with the machine's facts, date and commit, as JSON; a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

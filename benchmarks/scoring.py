@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.machine import ROOT, installed_version, matmul_rate, seconds, write_result
+from benchmarks.machine import ROOT, default_result, installed_version, matmul_rate, seconds, write_result
 from benchmarks.panel import generated_panel, process_perplexity, stay_rate
 from benchmarks.scoring_engine import Engine, exact_flops, prompts
 from benchmarks.scoring_memory import memory_of_scoring
@@ -292,7 +292,7 @@ def parsed(arguments: Sequence[str]) -> tuple[Size, argparse.Namespace]:
         device=options.device,
         models=options.models,
     )
-    options.out = options.out or ROOT / "benchmarks" / "results" / f"scoring-{options.device}.json"
+    options.out = options.out or default_result(f"scoring-{options.device}.json", options.toy)
     return (toy(size) if options.toy else size), options
 
 

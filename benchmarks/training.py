@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.machine import matmul_rate, peak_rss_gib, write_result
+from benchmarks.machine import ROOT, default_result, matmul_rate, peak_rss_gib, write_result
 from benchmarks.panel import generated_panel
 from benchmarks.training_rivals import (
     Recipe,
@@ -48,7 +48,6 @@ from labor_llm.tracking import NoTracker
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS, PADDED, GROUPED, PACKED = "labor_llm", "trainer_padded", "trainer_grouped", "trl_packing"
 SYSTEMS = (OURS, PADDED, GROUPED, PACKED)
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -307,7 +306,8 @@ def run_rounds(size: Sizes, material: Material, rounds: int) -> dict[str, dict[s
 def memory_in_fresh_process(system: str, precision: str, toy: bool) -> dict[str, float]:
     """RSS high-water mark in GiB of a process that only trains, before training and at its end."""
     command = [sys.executable, "-m", "benchmarks.training", "--memory-of", system, precision]
-    output = subprocess.run([*command, *(["--toy"] if toy else [])], check=True, capture_output=True, text=True)
+    command += ["--toy"] if toy else []
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return json.loads(output.stdout.splitlines()[-1])
 
 
@@ -440,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="sizes that take seconds, for tests")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/training-cpu.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/training-cpu.json")
     parser.add_argument("--memory-of", nargs=2, metavar=("SYSTEM", "PRECISION"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory_of:
@@ -448,7 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(json.dumps(measure_memory(system, precision, sizes(options.toy))) + "\n")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_result(options.out, benchmark(options.toy, options.rounds))
+    out = options.out or default_result("training-cpu.json", options.toy)
+    write_result(out, benchmark(options.toy, options.rounds))
 
 
 if __name__ == "__main__":

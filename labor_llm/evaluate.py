@@ -228,7 +228,9 @@ def _joined(a: Predictions, b: Predictions) -> pl.DataFrame:
 
 def _top(table: pl.DataFrame, size: int) -> Estimate:
     """Share of records whose occupation is among the ``size`` most probable; outside the set is a miss."""
-    return clustered_mean(table, pl.when("in_choice_set").then(pl.col("rank") <= size).otherwise(False))
+    if table["rank"].is_null().all() and table["in_choice_set"].any():  # realised occupations only: no ranks
+        return Estimate(None, None, 0, 0)
+    return clustered_mean(table, (pl.col("rank") <= size).fill_null(False))
 
 
 def _move_auc(table: pl.DataFrame) -> Estimate:

@@ -127,7 +127,12 @@ class Predictions:
         except (pl.exceptions.ComputeError, KeyError):
             raise RunError(f"{path} is not a file of predictions written by labor-llm.") from None
         columns = [name for name in pl.read_parquet_schema(path) if distribution or name != "log_probs"]
-        return cls(pl.read_parquet(path, columns=columns), tuple(json.loads(choice_set)))
+        table = pl.read_parquet(path, columns=columns)
+        if "log_prob_raw" not in columns:  # written by the first version
+            table = table.with_columns(
+                log_prob_raw=pl.col("log_prob") + pl.col("log_mass"), error_bound=pl.lit(None, pl.Float64)
+            )
+        return cls(table, tuple(json.loads(choice_set)))
 
 
 def choice_indices(codes: pl.Series, choice_set: Sequence[str]) -> NDArray[np.int64]:

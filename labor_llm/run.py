@@ -88,6 +88,10 @@ def score(cfg: DictConfig) -> float | None:
     config = run_folder.read_config(fitted)
     if cfg.get("dataset") is not None:
         config["dataset"] = _plain(cfg)["dataset"]
+    if cfg.get("scoring") is not None:
+        if "scoring" not in config["model"]:
+            raise ConfigError(f"scoring says how language models are scored; {config['name']} is none.")
+        config["model"]["scoring"] = _plain(cfg)["scoring"]
     config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
     home = fitted.parents[2]
     config["outputs"] = cfg.outputs or str(
@@ -206,8 +210,8 @@ def _folder(config: Mapping[str, Any], careers: Careers) -> Path:
 
 
 def _perplexity(folder: Path) -> float | None:
-    results: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text())
-    perplexity: float | None = results["metrics"]["all"]["perplexity"]["value"]
+    metrics: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text())["metrics"]["all"]
+    perplexity: float | None = metrics["perplexity"]["value"] or metrics["perplexity_raw"]["value"]
     return perplexity
 
 

@@ -105,7 +105,7 @@ def test_a_model_with_a_short_context_fits_and_predicts_every_record(caplog):
 def test_the_most_recent_records_decide(caplog):
     """With and without the first years, which the context cannot hold, the last record is predicted alike."""
     model = language(max_epochs=1)
-    model.backbone = replace(model.backbone, context=150)
+    model.backbone = replace(model.backbone, context=220)
     model.fit(TRAIN, VALID, CHOICES)
     years = list(range(1980, 2000))
     columns = {"gender": ["male"] * 20, "education": ["college"] * 20, "occupation": ["095"] * 10 + ["274"] * 10}

@@ -15,7 +15,7 @@ from labor_llm.language.adapters import FullFineTuning, Lora
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
-from labor_llm.language.finetune import FineTuning, TrainerSettings
+from labor_llm.language.finetune import FineTuning, TrainerSettings, check_packing
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
@@ -194,6 +194,7 @@ def test_compiled_layers_learn_the_same(llama_folder):
     np.testing.assert_allclose(compiled.log_probs(TEST), plain.log_probs(TEST), atol=1e-2)
 
 
+@pytest.mark.gpu
 def test_qlora_trains_on_four_bits(tmp_path):
     pytest.importorskip("bitsandbytes")
     from labor_llm.language.adapters import QLora
@@ -211,11 +212,33 @@ def test_qlora_trains_on_four_bits(tmp_path):
     np.testing.assert_allclose(loaded.log_probs(few), model.log_probs(few), atol=0.1)
 
 
-def test_qlora_on_random_weights_is_refused():
-    pytest.importorskip("bitsandbytes")
+def test_qlora_needs_its_library_a_gpu_and_loaded_weights(monkeypatch):
     from labor_llm.language.adapters import QLora
 
-    model = language()
-    model.adapter = QLora(rank=4)
+    monkeypatch.setattr("labor_llm.language.adapters.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'labor-llm\[quantization\]'"):
+        QLora()
+    monkeypatch.setattr("labor_llm.language.adapters.find_spec", lambda name: "found")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        QLora()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    scratch, quantization = language().backbone, QLora().quantization
+    assert quantization.load_in_4bit
     with pytest.raises(ConfigError, match="only loaded ones are quantized"):
-        model.fit(TRAIN, VALID, CHOICES)
+        scratch.model(scratch.tokenizer(["text"]), torch.bfloat16, quantization)
+
+
+@pytest.mark.parametrize("name", ["Falcon", "Bloom"])
+def test_a_model_that_would_mix_careers_in_one_row_is_refused(name):
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=600, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, n_layer=2, n_head=2
+    )
+    other = getattr(transformers, f"{name}ForCausalLM")(config)
+    tokenizer = bpe_tokenizer("gpt2", ResumeTemplate().texts(TRAIN, Titles()))
+    encoded = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy).encode(TRAIN)
+    module = FineTuning(other, language().trainer, 1, 0)
+    with pytest.raises(RunError, match=r"attention of its own|trainer\.layout=padded"):
+        check_packing(module, encoded)

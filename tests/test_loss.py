@@ -47,6 +47,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_equals_one_career_at_a_time(architecture, checkpointing, loss_on, monkeypatch):
     monkeypatch.setattr("labor_llm.language.loss.CHUNK_LOGITS", 300 * 7)
+    monkeypatch.setattr("labor_llm.language.loss.CHUNK_ROWS", 1)
     model = small_model(architecture).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -125,6 +125,8 @@ class QLora(Lora):
     def __post_init__(self) -> None:
         if find_spec("bitsandbytes") is None:
             raise ValueError("adapter=qlora needs bitsandbytes: pip install 'labor-llm[quantization]'")
+        if not torch.cuda.is_available():  # on CPUs, bitsandbytes 0.50 repacks weights for inference: no gradients
+            raise ValueError("adapter=qlora needs a CUDA GPU, and PyTorch finds none here; use adapter=lora")
 
     @property
     def quantization(self) -> QuantizationConfigMixin | None:

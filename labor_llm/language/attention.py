@@ -23,6 +23,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from labor_llm.errors import RunError
 
+ADVICE = "Use another architecture: Llama, Qwen, Mistral, Gemma 1 or 3, GPT-2 or GPT-NeoX."
 PACKED, TREE = "labor_llm_packed", "labor_llm_tree"
 
 BLOCK_TOKENS = 96
@@ -33,9 +34,11 @@ BLOCK_ROWS = 64
 
 @contextmanager
 def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let the model's forward passes use the attention of that name."""
+    """Let the model's forward passes use the attention of that name; a RunError if its architecture cannot."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise RunError(f"{type(model).__name__} has attention of its own, which cannot be replaced. {ADVICE}")
     try:
         yield
     finally:
@@ -136,7 +139,9 @@ def _window_mask(length: int, window: int | None, like: Tensor) -> Tensor | None
 
 def _refuse(module: Any, softcap: float | None, s_aux: Tensor | None) -> None:
     if softcap is not None or s_aux is not None:
-        raise RunError(f"{type(module).__name__} caps its attention or has sinks, which is not done here")
+        raise RunError(
+            f"{type(module).__name__} caps its attention or has sinks, which is not done here. {ADVICE}"
+        )
 
 
 @dataclass
@@ -155,7 +160,10 @@ class Block:
     _views: dict[int | None, tuple[slice, Tensor | None]] = field(default_factory=dict)
 
     def view(self, window: int | None) -> tuple[slice, Tensor | None]:
-        """The tokens of careers that some node sees, and minus infinity on those that a node does not, (N, L)."""
+        """The tokens of careers that some node sees, and minus infinity on those that a node does not, (N, L).
+
+        A RunError if the nodes are deeper than a sliding window.
+        """
         if window not in self._views:
             first, last = self.start, self.shared_end or int(self.ends_N.max())
             if window is not None:
@@ -217,7 +225,7 @@ class Forest:
         return read.reshape(1, count, -1, width).to(value.dtype)
 
     def _paths(self, layer: int, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
-        """Keys and values of every node's ancestors and its own, (N, A + 1, 2, K, D); keeps its own for the rest."""
+        """Keys and values of every node's ancestors and its own, (N, A + 1, 2, K, D); its own are kept."""
         needed, kept = self.size + len(key_NKD), self._kept.get(layer)
         if kept is None or len(kept) < needed:
             grown = key_NKD.new_empty(max(2 * self.size, needed), 2, *key_NKD.shape[1:])

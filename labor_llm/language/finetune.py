@@ -32,6 +32,7 @@ from labor_llm.language.batches import (
     ScoringBatches,
     TrainingBatches,
     ValidationBatches,
+    collate,
 )
 from labor_llm.language.loss import summed_nll
 from labor_llm.language.scoring import (
@@ -46,6 +47,8 @@ from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
 
+PACKING, ROUGH_PACKING = 1e-4, 1e-2
+"""Share by which the loss of careers in one row may differ from that of each alone, in float32 and bfloat16."""
 MONITOR = "valid/perplexity_raw"
 """exp of minus the mean log-probability of the realised title before normalisation: one pass per career."""
 
@@ -84,8 +87,8 @@ class TrainerSettings:
     """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
 
     def __post_init__(self) -> None:
-        if self.accelerator == "gpu" and not torch.accelerator.is_available():
-            raise ValueError("accelerator is gpu, but PyTorch finds none on this machine; use auto or cpu")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("accelerator is gpu, but PyTorch finds no CUDA GPU on this machine; use auto or cpu")
 
     @property
     def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
@@ -125,7 +128,7 @@ class FineTuning(L.LightningModule):
         self.valid_nll.update(self._nll(batch) / batch["records"], weight=batch["records"])
 
     def on_validation_epoch_end(self) -> None:
-        perplexity = self.valid_nll.compute().double().exp()  # titles of many tokens start above exp(88)
+        perplexity = self.valid_nll.compute().cpu().double().exp()  # titles of many tokens start above exp(88)
         self.log(MONITOR, perplexity)
         self.log("valid", perplexity, prog_bar=True, logger=False)
         self.valid_nll.reset()
@@ -136,8 +139,9 @@ class FineTuning(L.LightningModule):
         loader = self.trainer.predict_dataloaders
         assert isinstance(loader, DataLoader)
         batch: ScoringBatch = loader.dataset[len(loader) - 1]
-        self.scorer = TitleScorer(self.model, self.trie, budget, self.scoring.tolerance)
-        self_check(self.scorer, batch["careers"].to(self.device))
+        self.scorer = TitleScorer(self.model, self.trie, budget, self.scoring.allowed_error)
+        with self.trainer.precision_plugin.predict_step_context():
+            self_check(self.scorer, batch["careers"].to(self.device))
 
     def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Scores]:
         """The places of the batch's records in the table, and their scores."""
@@ -231,6 +235,8 @@ def fine_tune(
             num_sanity_val_steps=0,
         )
         module.train()  # a loaded model comes without dropout
+        if module.settings.layout == "packed":
+            check_packing(module, train.encoded)
         with _prepared(module.model, module.settings):
             trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
         best = trainer.checkpoint_callback
@@ -241,6 +247,28 @@ def fine_tune(
                 f"Lower trainer.learning_rate (now {module.settings.learning_rate})."
             )
         module.load_trained(checkpoints / "best.ckpt")
+
+
+@torch.no_grad()
+def check_packing(module: FineTuning, encoded: EncodedCareers) -> None:
+    """Compare the loss of two short careers in one row with that of each alone, by the model's own attention.
+
+    A RunError if they differ: the model mixes careers that stand in one row, and would learn from strangers.
+    """
+    careers = np.argsort(encoded.lengths, kind="stable")[:2]
+    training = module.training
+    module.eval()
+    alone = [collate(encoded, careers[[place]], "padded", "all") for place in range(len(careers))]
+    plain = sum(float(module._nll(batch)) for batch in alone)
+    with attending(module.model, PACKED):
+        packed = float(module._nll(collate(encoded, careers, "packed", "all")))
+    module.train(training)
+    rough = module.model.dtype != torch.float32
+    if not abs(packed - plain) <= (ROUGH_PACKING if rough else PACKING) * max(1.0, abs(plain)):
+        raise RunError(
+            f"{type(module.model).__name__} gives careers in one row a loss of {packed:.4f} nats where it gives "
+            f"them {plain:.4f} one by one: it does not keep them apart. Use trainer.layout=padded."
+        )
 
 
 @contextmanager
@@ -300,7 +328,7 @@ def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: An
     transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     return L.Trainer(
-        accelerator=settings.accelerator,
+        accelerator="gpu" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
         devices=1,
         callbacks=[*callbacks, *([RichProgressBar(console_kwargs={"stderr": True})] if progress else [])],
         enable_progress_bar=progress,

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 IGNORED = -100
 """Label of a token that carries no loss."""
-CHUNK_LOGITS = 2**22
-"""Logits of one chunk: 16 megabytes in float32, which a processor's cache still holds."""
+CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**22, 2**28
+"""Logits of one chunk: in float32 16 megabytes, which a processor's cache still holds, or a gigabyte of a GPU."""
+CHUNK_ROWS = 256
+"""Tokens of a chunk at least: every chunk reads the whole projection."""
 
 
 def summed_nll(model: PreTrainedModel, inputs: dict[str, Any], labels_BL: Tensor) -> Tensor:
@@ -23,7 +25,11 @@ def summed_nll(model: PreTrainedModel, inputs: dict[str, Any], labels_BL: Tensor
     bare = getattr(model, "get_base_model", lambda: model)()
     head = bare.get_output_embeddings()
     if not _is_matrix(head) or _reshapes_logits(bare.config):
-        logits = model(**inputs, use_cache=False).logits[:, :-1][labelled]
+        if len(labels_BL) == 1:  # one row: only the labelled tokens are projected
+            places = labelled[0].nonzero()[:, 0]
+            logits = model(**inputs, use_cache=False, logits_to_keep=places).logits[0]
+        else:
+            logits = model(**inputs, use_cache=False).logits[:, :-1][labelled]
         return cross_entropy(logits.float(), targets_BL[labelled], reduction="sum")
     hidden_BLE = bare.base_model(**inputs, use_cache=False).last_hidden_state
     nll: Tensor = _ProjectedLoss.apply(hidden_BLE[:, :-1][labelled], head.weight, targets_BL[labelled])
@@ -78,7 +84,8 @@ def _loss_and_gradients(
     loss = hidden_NE.new_zeros((), dtype=torch.float32)
     hidden_grad = torch.empty_like(hidden_NE) if of_hidden else None
     weight_grad = torch.zeros_like(weight_VE, dtype=torch.float32) if of_weight else None
-    chunk = max(1, CHUNK_LOGITS // len(weight_VE))
+    logits_at_once = CHUNK_LOGITS if hidden_NE.device.type == "cpu" else CHUNK_LOGITS_GPU
+    chunk = max(CHUNK_ROWS, logits_at_once // len(weight_VE))
     for start in range(0, len(hidden_NE), chunk):
         rows = slice(start, start + chunk)
         logits = (hidden_NE[rows] @ weight_VE.T).float()

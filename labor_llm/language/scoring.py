@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from labor_llm.errors import RunError
-from labor_llm.language.attention import BLOCK_ROWS, PACKED, Block, Forest, attending, attending_to
+from labor_llm.language.attention import ADVICE, BLOCK_ROWS, PACKED, Block, Forest, attending, attending_to
 from labor_llm.language.trie import NONE, TitleTrie
 
 TOLERANCE, ROUGH_TOLERANCE = 1e-3, 0.25
@@ -36,6 +36,8 @@ LEVEL_SHARE = 0.75
 """Of what is left of it that each level may use: improbable nodes show up at every level."""
 CPU_NODES = 1024
 """Nodes of one forward pass on a CPU: what they give then stays in its caches."""
+BLOCK_SCORES = 2**22
+"""Scores of one attention head that a GPU holds at once."""
 SETTINGS = ConfigDict(extra="forbid")
 
 
@@ -46,8 +48,11 @@ class Scoring:
     name: str
     max_tokens: int = Field(default=4096, ge=1)
     """Tokens in one forward pass over careers or over a level of their trees; bounds the memory."""
-    tolerance: float = Field(default=0.0, ge=0, lt=1)
-    """How far the probability of any set of titles may be from the exact one."""
+
+    @property
+    def allowed_error(self) -> float:
+        """How far the probability of any set of titles may be from the exact one."""
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -55,15 +60,23 @@ class ExactScoring(Scoring):
     """Every title of the choice set, exactly."""
 
     name: str = "exact"
-    tolerance: float = Field(default=0.0, ge=0, le=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PrunedScoring(Scoring):
-    """Titles that begin improbably share the probability of their beginning; realised titles stay exact."""
+    """Titles that begin improbably share the probability of their beginning.
+
+    Before normalisation, realised titles stay exact; what they are normalised by is too large by at most the
+    share ``tolerance``.
+    """
 
     name: str = "pruned"
     tolerance: float = Field(default=1e-3, ge=0, lt=1)
+    """How far the probability of any set of titles may be from the exact one."""
+
+    @property
+    def allowed_error(self) -> float:
+        return self.tolerance
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -71,7 +84,6 @@ class RealizedScoring(Scoring):
     """Only the occupation that was realised, before normalisation: one forward pass per career."""
 
     name: str = "realized"
-    tolerance: float = Field(default=0.0, ge=0, le=0)
 
 
 def tokens_per_pass(scoring: Scoring, vocabulary: int) -> int:
@@ -106,6 +118,25 @@ class PackedCareers:
             self.realised_Q.to(device),
         )
 
+    def few(self) -> "PackedCareers":
+        """The first and the last career, each with its first, a middle and its last record."""
+        spans, kept, starts = [], [], [0]
+        for career in (0, len(self.career_starts) - 2):
+            records = (self.careers_Q == career).nonzero()[:, 0]
+            start, end = self.career_starts[career : career + 2]
+            kept += [(int(records[place]), starts[-1] - start) for place in (0, len(records) // 2, -1)]
+            spans.append(self.ids_T[start:end])
+            starts.append(starts[-1] + end - start)
+        records, shifts = (torch.tensor(part, device=self.ids_T.device) for part in zip(*kept, strict=True))
+        return PackedCareers(
+            ids_T=torch.cat(spans),
+            career_starts=starts,
+            careers_Q=torch.tensor([0, 0, 0, 1, 1, 1], device=self.ids_T.device),
+            prompt_ends_Q=self.prompt_ends_Q[records] + shifts,
+            title_ends_Q=self.title_ends_Q[records] + shifts,
+            realised_Q=self.realised_Q[records],
+        )
+
     @property
     def positions_T(self) -> Tensor:
         """Every token's place in its own career."""
@@ -120,7 +151,7 @@ class Scores:
 
     raw_QJ: Tensor
     """Log-probabilities before normalisation, float32; titles below an unexpanded node share its probability.
-    NaN for titles that were not asked for."""
+    Of realised titles only: one column."""
     unexpanded_Q: Tensor
     """Probability of all unexpanded nodes together, float64."""
 
@@ -225,16 +256,12 @@ class TitleScorer:
 
     @torch.no_grad()
     def score_realised(self, batch: PackedCareers) -> Scores:
-        """Scores of the realised titles alone, (Q, J) with NaN elsewhere: one reading of the careers."""
-        counts_Q = batch.title_ends_Q - batch.prompt_ends_Q
+        """Scores of the titles that stand in the careers alone, in one column: one reading of the careers."""
         records, places = _ranges(batch.prompt_ends_Q, batch.title_ends_Q)
         logits = self._read(batch, places - 1)[1]
         log_probs = logits.gather(1, batch.ids_T[places, None])[:, 0] - logits.logsumexp(-1)
-        sums_Q = log_probs.new_zeros(len(counts_Q)).index_add_(0, records, log_probs)
-        raw_QJ = sums_Q.new_full((len(sums_Q), len(self.trie.titles)), math.nan)
-        known = batch.realised_Q != NONE
-        raw_QJ[known, batch.realised_Q[known]] = sums_Q[known]
-        return Scores(raw_QJ, torch.zeros_like(sums_Q, dtype=torch.float64))
+        sums_Q = log_probs.new_zeros(len(batch.prompt_ends_Q)).index_add_(0, records, log_probs)
+        return Scores(sums_Q[:, None], torch.zeros_like(sums_Q, dtype=torch.float64))
 
     def _read(self, batch: PackedCareers, places: Tensor) -> tuple[DynamicCache, Tensor]:
         """Keys and values of the careers, and the logits after the tokens at the given places, float32."""
@@ -355,7 +382,8 @@ def _ranges(begins_N: Tensor, ends_N: Tensor) -> tuple[Tensor, Tensor]:
 
 def _blocks(records_N: Tensor, depth: int, batch: PackedCareers) -> list[Block]:
     """The pass's nodes, cut where the career changes and, on a CPU, also between records with many nodes."""
-    rows = BLOCK_ROWS if records_N.device.type == "cpu" else math.inf
+    on_cpu = records_N.device.type == "cpu"
+    rows = BLOCK_ROWS if on_cpu else max(BLOCK_ROWS, BLOCK_SCORES // len(batch.ids_T))
     records, counts = (part.tolist() for part in torch.unique_consecutive(records_N, return_counts=True))
     careers = batch.careers_Q[records].tolist()
     ends_N = batch.prompt_ends_Q[records_N]
@@ -385,34 +413,31 @@ def self_check(scorer: TitleScorer, batch: PackedCareers) -> None:
     Raises
     ------
     RunError
-        If they differ: the model does not take the tree's attention, and its scores would be wrong. Or if they
-        are not numbers.
+        If they differ: the model does not take the attention of ``labor_llm.language.attention``, and its scores
+        would be wrong. Or if they are not numbers.
     """
-    exact = TitleScorer(scorer.model, scorer.trie, scorer.max_tokens)
-    raw_QJ = exact.score(batch).raw_QJ
-    in_float32 = scorer.model.dtype == torch.float32 and not torch.is_autocast_enabled(batch.ids_T.device.type)
-    tolerance = TOLERANCE if in_float32 else ROUGH_TOLERANCE
+    batch = batch.few()
+    raw_QJ = TitleScorer(scorer.model, scorer.trie, scorer.max_tokens).score(batch).raw_QJ
+    realised_Q = scorer.score_realised(batch).raw_QJ[:, 0]
     titles = scorer.trie.titles
-    places = {
-        max(range(len(titles)), key=lambda j: len(titles[j])),
-        *range(0, len(titles), max(1, len(titles) // 4)),
-    }
-    for career in (0, len(batch.career_starts) - 2):
-        records = (batch.careers_Q == career).nonzero()[:, 0].tolist()
-        start = batch.career_starts[career]
-        for record in {records[0], records[len(records) // 2], records[-1]}:
-            end = int(batch.prompt_ends_Q[record]) - start
-            for place in places:
-                tree = float(raw_QJ[record, place])
-                plain = float(plain_log_prob(scorer.model, batch.ids_T[start:], end, titles[place]))
-                if not math.isfinite(plain):
-                    raise RunError(
-                        f"the model gives a title a log-probability of {plain}: its weights are broken."
-                    )
-                allowed = tolerance if in_float32 else max(tolerance, ROUGH_SHARE * abs(plain))
-                if not abs(tree - plain) <= allowed:
-                    raise RunError(
-                        f"scoring over the token tree gives {tree:.4f} nats for a title where the plain way gives "
-                        f"{plain:.4f}: {type(scorer.model).__name__} does not read its attention the usual way of "
-                        "transformers. Use another architecture: Llama, Qwen, Mistral, Gemma, GPT-2 or GPT-NeoX."
-                    )
+    longest = max(range(len(titles)), key=lambda place: len(titles[place]))
+    for record, career in enumerate(batch.careers_Q.tolist()):
+        start, prompt_end = batch.career_starts[career], int(batch.prompt_ends_Q[record])
+        ids_L, end = batch.ids_T[start:prompt_end], prompt_end - start
+        for place in {longest, *range(0, len(titles), max(1, len(titles) // 4))}:
+            _compare(scorer.model, raw_QJ[record, place], ids_L, end, titles[place])
+        title = batch.ids_T[prompt_end : int(batch.title_ends_Q[record])].tolist()
+        _compare(scorer.model, realised_Q[record], ids_L, end, title)
+
+
+def _compare(model: PreTrainedModel, score: Tensor, ids_L: Tensor, end: int, title: Sequence[int]) -> None:
+    """A RunError if a title's score is not that of the plain way, up to rounding."""
+    in_float32 = model.dtype == torch.float32 and not torch.is_autocast_enabled(ids_L.device.type)
+    ours, plain = float(score), float(plain_log_prob(model, ids_L, end, title))
+    if not math.isfinite(plain):
+        raise RunError(f"the model gives a title a log-probability of {plain}: its weights are broken.")
+    if not abs(ours - plain) <= (TOLERANCE if in_float32 else max(ROUGH_TOLERANCE, ROUGH_SHARE * abs(plain))):
+        raise RunError(
+            f"scoring over the token tree gives {ours:.4f} nats for a title where the plain way gives "
+            f"{plain:.4f}: {type(model).__name__} does not read its attention the usual way of transformers. {ADVICE}"
+        )

@@ -7,10 +7,12 @@ import shutil
 import tempfile
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import tokenizers
+import transformers
 
-from labor_llm import templates
 from labor_llm.careers import Careers
 from labor_llm.language import tokens
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers
@@ -52,6 +54,13 @@ def _write(encoded: EncodedCareers, home: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _module(part: object) -> ModuleType:
+    """Where the wording is written; a user's own template or label has a module of its own."""
+    module = inspect.getmodule(type(part))
+    assert module is not None
+    return module
+
+
 def _key(encoder: CareerEncoder, careers: Careers) -> str:
     """Changes with anything that decides about the tokens: data, wording, tokenizer, code."""
     parts = [
@@ -60,7 +69,8 @@ def _key(encoder: CareerEncoder, careers: Careers) -> str:
         repr(encoder.label),
         encoder.tokenizer.backend_tokenizer.to_str(),
         repr(encoder.prefix),
-        inspect.getsource(tokens),
-        inspect.getsource(templates),
+        *(inspect.getsource(module) for module in (tokens, _module(encoder.template), _module(encoder.label))),
+        tokenizers.__version__,
+        transformers.__version__,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,17 +97,17 @@ class LanguageModel(OccupationModel):
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
         trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
         realised_N = choice_indices(careers.table["occupation"], self.choice_set)
-        longest_title = max(len(self._encoder.titles[code]) for code in self.choice_set)
+        longest_title = max(
+            map(len, self._encoder.titles.values())
+        )  # a realised one may be outside the choice set
         tokens = encode_once(self._encoder, careers, workspace.tokens)
         encoded = every_record(tokens, self._context(self._module.model), longest_title)
         scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
         raw_NJ = scores.raw_QJ.double().numpy()
         if isinstance(self.scoring, RealizedScoring):
-            known_N = realised_N >= 0
-            raw_N = raw_NJ[np.arange(len(raw_NJ)), realised_N.clip(min=0)]
-            return RealizedProbabilities(np.where(known_N, raw_N, np.nan))
+            return RealizedProbabilities(np.where(realised_N >= 0, raw_NJ[:, 0], np.nan))
         log_mass_N = logsumexp(raw_NJ, axis=1)
-        bound_N = scores.bound_Q.numpy() if self.scoring.tolerance else None
+        bound_N = scores.bound_Q.numpy() if self.scoring.allowed_error else None
         return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N, bound_N)
 
     def _training_careers(
@@ -128,8 +129,8 @@ class LanguageModel(OccupationModel):
 
     @staticmethod
     def _context(model: PreTrainedModel) -> int:
-        """Tokens that the model reads at most."""
-        return int(model.config.get_text_config().max_position_embeddings)
+        """Tokens that the model reads at most; without end for one whose config sets no end."""
+        return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
     @property
     def _dtype(self) -> torch.dtype:
