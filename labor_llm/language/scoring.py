@@ -438,6 +438,6 @@ def _compare(model: PreTrainedModel, score: Tensor, ids_L: Tensor, end: int, tit
         raise RunError(f"the model gives a title a log-probability of {plain}: its weights are broken.")
     if not abs(ours - plain) <= (TOLERANCE if in_float32 else max(ROUGH_TOLERANCE, ROUGH_SHARE * abs(plain))):
         raise RunError(
-            f"scoring over the token tree gives {ours:.4f} nats for a title where the plain way gives {plain:.4f}: "
-            f"{type(model).__name__} does not read its attention the usual way of transformers. {ADVICE}"
+            f"scoring over the token tree gives {ours:.4f} nats for a title where the plain way gives "
+            f"{plain:.4f}: {type(model).__name__} does not read its attention as transformers' models do. {ADVICE}"
         )
