@@ -47,7 +47,7 @@ def facts() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        **{package: installed_version(package) for package in PACKAGES},
+        **versions(*PACKAGES),
     }
 
 
@@ -57,6 +57,11 @@ def installed_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The versions of several packages."""
+    return {package: installed_version(package) for package in packages}
 
 
 def git_commit() -> str | None:

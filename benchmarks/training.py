@@ -16,19 +16,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.machine import ROOT, default_result, matmul_rate, peak_rss_gib, write_result
+from benchmarks.machine import ROOT, default_result, matmul_rate, peak_rss_gib, versions, write_result
 from benchmarks.panel import generated_panel
+from benchmarks.scoring_models import micro_backbone
+from benchmarks.training_ours import encode, train_ours
 from benchmarks.training_rivals import (
     Recipe,
     StepClock,
@@ -38,13 +38,9 @@ from benchmarks.training_rivals import (
     train_padded,
     train_trl,
 )
-from labor_llm.careers import Careers
 from labor_llm.language.backbones import ScratchBackbone
-from labor_llm.language.batches import CareerBatch, TrainingBatches, ValidationBatches
-from labor_llm.language.finetune import MONITOR, FineTuning, TrainerSettings, fine_tune
-from labor_llm.language.tokens import CareerEncoder, EncodedCareers
+from labor_llm.language.tokens import EncodedCareers
 from labor_llm.templates import ResumeTemplate, Titles
-from labor_llm.tracking import NoTracker
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +87,8 @@ def sizes(toy: bool) -> Sizes:
             memory_careers=8,
             memory_systems=(OURS,),
         )
-    micro = yaml.safe_load((ROOT / "conf/backbone/micro.yaml").read_text())
     return Sizes(
-        backbone=ScratchBackbone(**{key: value for key, value in micro.items() if key != "_target_"}),
+        backbone=micro_backbone(),
         careers=160,
         held_out=64,
         max_records=40,
@@ -121,77 +116,6 @@ class Material:
         held_out = generated_panel(size.held_out, seed=1, max_records=size.max_records)
         tokenizer = size.backbone.tokenizer(ResumeTemplate().texts(train, Titles()))
         return cls(tokenizer, encode(tokenizer, train), encode(tokenizer, held_out))
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, careers: Careers) -> EncodedCareers:
-    """Careers as resumes with titles, tokenized."""
-    return CareerEncoder(tokenizer, ResumeTemplate(), Titles(), careers.taxonomy).encode(careers)
-
-
-class TimedFineTuning(FineTuning):
-    """The project's own module on a clock that validation stops; it keeps the last weights, as rivals do."""
-
-    clock: StepClock
-    _steps = 0
-
-    def on_train_start(self) -> None:
-        self.clock.resume()
-
-    def on_train_batch_end(self, outputs: Any, batch: CareerBatch, batch_idx: int) -> None:
-        if self.global_step > self._steps:
-            self._steps = self.global_step
-            self.clock.step(int(batch["step_tokens"]))
-
-    def on_validation_start(self) -> None:
-        self.clock.pause()
-
-    def on_validation_end(self) -> None:
-        """Lightning calls this after the checkpoints were written."""
-        self.clock.resume()
-
-    def on_validation_epoch_end(self) -> None:
-        """Any number does: nobody looks, and a perplexity of random weights can be more than float32 holds."""
-        self.log(MONITOR, torch.zeros(()))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rivals write no weights either, and those of a large model fill a disk."""
-        checkpoint["state_dict"], checkpoint["optimizer_states"] = {}, []
-
-    def load_trained(self, checkpoint: Path) -> None:
-        """Not the best validation's weights: nobody else has a validation here."""
-
-
-def train_ours(
-    model: PreTrainedModel, encoded: EncodedCareers, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
-) -> StepClock:
-    """The project's training path, from batches to the optimizer; the one place that knows its constructors."""
-    settings = TrainerSettings(
-        learning_rate=recipe.learning_rate,
-        max_epochs=recipe.epochs,
-        batch_size=recipe.careers_per_step,
-        micro_batch_size=recipe.careers_per_pass,
-        warmup=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        patience=recipe.epochs + 1,
-        checkpoint_every=10**9,
-        precision="bf16-mixed" if recipe.bf16 else "32-true",
-        accelerator="cpu" if recipe.device == "cpu" else "gpu",
-    )
-    batches = TrainingBatches(
-        encoded,
-        settings.batch_size,
-        settings.micro_batch_size,
-        settings.loss_on,
-        recipe.seed,
-        settings.layout,
-    )
-    module = TimedFineTuning(model, settings, settings.max_epochs * batches.steps, recipe.seed)
-    module.clock = StepClock(recipe.device)
-    one = generated_panel(1, seed=2, max_records=6)
-    validation = ValidationBatches(encode(tokenizer, one), 1, settings.layout)
-    fine_tune(module, batches, validation, NoTracker(), None, False)
-    return module.clock
 
 
 TRAIN: dict[str, TrainSystem] = {
@@ -376,18 +300,6 @@ def panel_facts(encoded: EncodedCareers) -> dict[str, Any]:
     }
 
 
-def versions(packages: Sequence[str] = ("torch", "transformers", "trl", "pytorch-lightning")) -> dict[str, str]:
-    """Installed versions; what is absent is said so."""
-
-    def one(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
-    return {package: one(package) for package in packages}
-
-
 def benchmark(toy: bool, rounds: int) -> dict[str, Any]:
     """Run everything and put it together."""
     size = sizes(toy)
@@ -413,7 +325,7 @@ def benchmark(toy: bool, rounds: int) -> dict[str, Any]:
         "toy": toy,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": versions("torch", "transformers", "trl", "pytorch-lightning"),
         "panel": {"train": panel_facts(material.train), "held_out": panel_facts(material.held_out)},
         "model": {
             "backbone": size.backbone.name,

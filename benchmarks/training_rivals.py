@@ -22,9 +22,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from labor_llm.language.loss import IGNORED
 from labor_llm.language.tokens import EncodedCareers
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)

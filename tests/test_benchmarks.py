@@ -14,7 +14,7 @@ from benchmarks.panel import generated_panel, process, process_log_probs, stay_r
 from benchmarks.scoring_engine import exact_flops
 from benchmarks.scoring_report import METHODS
 from benchmarks.scoring_rivals import naive_rival, prefix_cache_rival
-from labor_llm.language.scoring import plain_log_prob
+from labor_llm.language.checks import plain_log_prob
 from labor_llm.language.trie import TitleTrie
 
 END = 7

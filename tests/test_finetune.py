@@ -15,7 +15,8 @@ from labor_llm.language.adapters import FullFineTuning, Lora
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
-from labor_llm.language.finetune import FineTuning, TrainerSettings, check_packing
+from labor_llm.language.checks import check_packing
+from labor_llm.language.finetune import FineTuning, TrainerSettings
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
@@ -239,6 +240,5 @@ def test_a_model_that_would_mix_careers_in_one_row_is_refused(name):
     other = getattr(transformers, f"{name}ForCausalLM")(config)
     tokenizer = bpe_tokenizer("gpt2", ResumeTemplate().texts(TRAIN, Titles()))
     encoded = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy).encode(TRAIN)
-    module = FineTuning(other, language().trainer, 1, 0)
     with pytest.raises(RunError, match=r"attention of its own|trainer\.layout=padded"):
-        check_packing(module, encoded)
+        check_packing(other, encoded)

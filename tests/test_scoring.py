@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from labor_llm.errors import RunError
 from labor_llm.language.attention import Block
-from labor_llm.language.scoring import PackedCareers, TitleScorer, plain_log_prob, self_check
+from labor_llm.language.checks import check_scores, plain_log_prob
+from labor_llm.language.scoring import PackedCareers, TitleScorer
 from labor_llm.language.trie import NONE, TitleTrie
 
 END = 7
@@ -178,7 +179,7 @@ def test_realised_titles_alone(tolerance):
 
 
 def check(scorer):
-    self_check(scorer, packed())
+    check_scores(scorer, packed())
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.3])

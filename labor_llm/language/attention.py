@@ -95,8 +95,8 @@ def _repeated(heads: Tensor, groups: int) -> Tensor:
 class _BlockAttention(torch.autograd.Function):
     """Causal attention of one career on a CPU, (1, H, L, D), some tokens at a time, each block up to its own end.
 
-    Half again as fast as PyTorch's kernel on careers of a few hundred tokens, forward and backward together,
-    and a block's scores stay in the cache. Like eager attention it keeps the shares for the gradients.
+    A block's scores stay in the cache, which PyTorch's kernel for CPUs makes less of on careers of a few hundred
+    tokens, backward above all. Like eager attention it keeps the shares for the gradients.
     """
 
     @staticmethod

@@ -32,23 +32,20 @@ from labor_llm.language.batches import (
     ScoringBatches,
     TrainingBatches,
     ValidationBatches,
-    collate,
 )
+from labor_llm.language.checks import check_packing, check_scores
 from labor_llm.language.loss import summed_nll
 from labor_llm.language.scoring import (
     RealizedScoring,
     Scores,
     Scoring,
     TitleScorer,
-    self_check,
     tokens_per_pass,
 )
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
 
-PACKING, ROUGH_PACKING = 1e-4, 1e-2
-"""Share by which the loss of careers in one row may differ from that of each alone, in float32 and bfloat16."""
 MONITOR = "valid/perplexity_raw"
 """exp of minus the mean log-probability of the realised title before normalisation: one pass per career."""
 
@@ -141,7 +138,7 @@ class FineTuning(L.LightningModule):
         batch: ScoringBatch = loader.dataset[len(loader) - 1]
         self.scorer = TitleScorer(self.model, self.trie, budget, self.scoring.allowed_error)
         with self.trainer.precision_plugin.predict_step_context():
-            self_check(self.scorer, batch["careers"].to(self.device))
+            check_scores(self.scorer, batch["careers"].to(self.device))
 
     def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Scores]:
         """The places of the batch's records in the table, and their scores."""
@@ -236,7 +233,7 @@ def fine_tune(
         )
         module.train()  # a loaded model comes without dropout
         if module.settings.layout == "packed":
-            check_packing(module, train.encoded)
+            check_packing(module.model, train.encoded)
         with _prepared(module.model, module.settings):
             trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
         best = trainer.checkpoint_callback
@@ -247,28 +244,6 @@ def fine_tune(
                 f"Lower trainer.learning_rate (now {module.settings.learning_rate})."
             )
         module.load_trained(checkpoints / "best.ckpt")
-
-
-@torch.no_grad()
-def check_packing(module: FineTuning, encoded: EncodedCareers) -> None:
-    """Compare the loss of two short careers in one row with that of each alone, by the model's own attention.
-
-    A RunError if they differ: the model mixes careers that stand in one row, and would learn from strangers.
-    """
-    careers = np.argsort(encoded.lengths, kind="stable")[:2]
-    training = module.training
-    module.eval()
-    alone = [collate(encoded, careers[[place]], "padded", "all") for place in range(len(careers))]
-    plain = sum(float(module._nll(batch)) for batch in alone)
-    with attending(module.model, PACKED):
-        packed = float(module._nll(collate(encoded, careers, "packed", "all")))
-    module.train(training)
-    rough = module.model.dtype != torch.float32
-    if not abs(packed - plain) <= (ROUGH_PACKING if rough else PACKING) * max(1.0, abs(plain)):
-        raise RunError(
-            f"{type(module.model).__name__} gives careers in one row a loss of {packed:.4f} nats where it gives "
-            f"them {plain:.4f} one by one: it does not keep them apart. Use trainer.layout=padded."
-        )
 
 
 @contextmanager

@@ -20,14 +20,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from labor_llm.errors import RunError
-from labor_llm.language.attention import ADVICE, BLOCK_ROWS, PACKED, Block, Forest, attending, attending_to
+from labor_llm.language.attention import BLOCK_ROWS, PACKED, Block, Forest, attending, attending_to
 from labor_llm.language.trie import NONE, TitleTrie
 
-TOLERANCE, ROUGH_TOLERANCE = 1e-3, 0.25
-"""Nats by which the tree and the plain way may differ in the self-check, in float32 and in bfloat16."""
-ROUGH_SHARE = 0.01
-"""In bfloat16 also a share of a very improbable title's log-probability."""
 LOGITS_PER_PASS = 2**28
 """Logits that one forward pass may give: a gigabyte in float32."""
 FIRST_SHARE = 0.9
@@ -396,48 +391,3 @@ def _blocks(records_N: Tensor, depth: int, batch: PackedCareers) -> list[Block]:
             blocks.append(Block(slice(start, end), batch.career_starts[career], ends_N[start:end], shared, depth))
             start, begun = end, place + 1
     return blocks
-
-
-def plain_log_prob(model: PreTrainedModel, ids_L: Tensor, prompt_end: int, title: Sequence[int]) -> Tensor:
-    """The log-probability of one title after one prompt, in one forward pass over both: the usual, slow way."""
-    title_ids = torch.tensor(title, device=ids_L.device)
-    ids = torch.cat([ids_L[:prompt_end], title_ids])
-    log_probs_LV = model(ids[None], use_cache=False).logits[0].float().log_softmax(-1)
-    return log_probs_LV[prompt_end - 1 : -1].gather(-1, title_ids[:, None]).sum()
-
-
-@torch.no_grad()
-def self_check(scorer: TitleScorer, batch: PackedCareers) -> None:
-    """Compare some titles at the first, a middle and the last record of two careers with the plain way.
-
-    Raises
-    ------
-    RunError
-        If they differ: the model does not take the attention of ``labor_llm.language.attention``, and its scores
-        would be wrong. Or if they are not numbers.
-    """
-    batch = batch.few()
-    raw_QJ = TitleScorer(scorer.model, scorer.trie, scorer.max_tokens).score(batch).raw_QJ
-    realised_Q = scorer.score_realised(batch).raw_QJ[:, 0]
-    titles = scorer.trie.titles
-    longest = max(range(len(titles)), key=lambda place: len(titles[place]))
-    for record, career in enumerate(batch.careers_Q.tolist()):
-        start, prompt_end = batch.career_starts[career], int(batch.prompt_ends_Q[record])
-        ids_L, end = batch.ids_T[start:prompt_end], prompt_end - start
-        for place in {longest, *range(0, len(titles), max(1, len(titles) // 4))}:
-            _compare(scorer.model, raw_QJ[record, place], ids_L, end, titles[place])
-        title = batch.ids_T[prompt_end : int(batch.title_ends_Q[record])].tolist()
-        _compare(scorer.model, realised_Q[record], ids_L, end, title)
-
-
-def _compare(model: PreTrainedModel, score: Tensor, ids_L: Tensor, end: int, title: Sequence[int]) -> None:
-    """A RunError if a title's score is not that of the plain way, up to rounding."""
-    in_float32 = model.dtype == torch.float32 and not torch.is_autocast_enabled(ids_L.device.type)
-    ours, plain = float(score), float(plain_log_prob(model, ids_L, end, title))
-    if not math.isfinite(plain):
-        raise RunError(f"the model gives a title a log-probability of {plain}: its weights are broken.")
-    if not abs(ours - plain) <= (TOLERANCE if in_float32 else max(ROUGH_TOLERANCE, ROUGH_SHARE * abs(plain))):
-        raise RunError(
-            f"scoring over the token tree gives {ours:.4f} nats for a title where the plain way gives "
-            f"{plain:.4f}: {type(model).__name__} does not read its attention as transformers' models do. {ADVICE}"
-        )

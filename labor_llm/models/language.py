@@ -97,9 +97,8 @@ class LanguageModel(OccupationModel):
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
         trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
         realised_N = choice_indices(careers.table["occupation"], self.choice_set)
-        longest_title = max(
-            map(len, self._encoder.titles.values())
-        )  # a realised one may be outside the choice set
+        # A realised title may be outside the choice set, and longer than any in it.
+        longest_title = max(map(len, self._encoder.titles.values()))
         tokens = encode_once(self._encoder, careers, workspace.tokens)
         encoded = every_record(tokens, self._context(self._module.model), longest_title)
         scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
