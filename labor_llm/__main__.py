@@ -24,13 +24,17 @@ from labor_llm.errors import ConfigError, LaborLLMError, unknown
 
 VERBS = {
     "run": "labor_llm.run:run",
-    "prepare": "labor_llm.run:prepare",
+    "prepare": "labor_llm.preparation:prepare",
+    "describe": "labor_llm.preparation:describe",
+    "variables": "labor_llm.preparation:variables",
     "score": "labor_llm.run:score",
     "compare": "labor_llm.compare:compare_verb",
 }
 HELP = """labor-llm predicts careers with language models, beside every rival.
 
+  labor-llm variables dataset=nlsy97                  list the variables to download, and what an extract lacks
   labor-llm prepare dataset=nlsy97 dataset.raw=FILE   read a download into a table of careers
+  labor-llm describe dataset=nlsy97                   what it holds: counts, shares, made-up examples of its text
   labor-llm run dataset=wage_panel model=markov       fit a model, score it, evaluate it
   labor-llm run -m backbone=nano,micro label=title,code     one run per combination
   labor-llm score RUN                                 score a finished run again

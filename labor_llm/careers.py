@@ -8,15 +8,17 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import pandera.polars as pandera
 import polars as pl
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pandera.errors import SchemaErrors
 from pydantic import ConfigDict, Field
@@ -61,18 +63,23 @@ class Careers:
     """One line: where the data come from."""
 
     @classmethod
-    def validated(cls, table: pl.DataFrame, *, dataset: str, taxonomy: Taxonomy, source: str) -> Self:
+    def validated(
+        cls, table: pl.DataFrame, *, dataset: str, taxonomy: Taxonomy, source: str, rows: pl.Series | None = None
+    ) -> Self:
         """Careers from a table with some or all of ``COLUMNS``; what is optional and absent becomes null.
 
-        Values are cast where nothing is lost and never repaired. One DataError names all that is wrong.
+        Values are cast where nothing is lost and never repaired. One DataError names all that is wrong, with
+        the ``rows`` of the records in their file, from 1; by default their places in the table.
         """
         problems = _column_problems(table)
         ours = pl.DataFrame([_cast(table, name, dtype) for name, dtype in COLUMNS.items()])
-        uncast = {name: problem for name in COLUMNS if (problem := _cast_problem(table, ours, name))}
-        order_N = ours.select(pl.arg_sort_by("person_id", "year")).to_series()
-        ours = ours[order_N]
+        rows_N = pl.int_range(1, table.height + 1, eager=True) if rows is None else rows
+        uncast = {name: problem for name in COLUMNS if (problem := _cast_problem(table, ours, rows_N, name))}
+        if not ours.select(_in_order().all()).item():
+            order_N = ours.select(pl.arg_sort_by("person_id", "year")).to_series()
+            ours, rows_N = ours[order_N], rows_N[order_N]
         explained = uncast.keys() | (set(REQUIRED) - set(table.columns))
-        problems += [*uncast.values(), *_rule_problems(ours, order_N, taxonomy, explained)]
+        problems += [*uncast.values(), *_rule_problems(ours, rows_N, taxonomy, explained)]
         if problems:
             lines = [f"dataset {dataset!r} ({source}) breaks the rules of a careers table:", *problems]
             raise DataError("\n- ".join(lines))
@@ -104,10 +111,9 @@ class Careers:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all records, the dataset's name and the taxonomy."""
-        digest = hashlib.sha256(f"{self.dataset}\n{self.taxonomy.to_json()}\n".encode())
-        for records in self.table.iter_slices(1_000_000):
-            digest.update(records.write_csv(include_header=False).encode())
-        return digest.hexdigest()
+        fingerprint = Fingerprint()
+        fingerprint.add(self.table)
+        return fingerprint.hexdigest(self.dataset, self.taxonomy)
 
     def select_persons(self, ids: Iterable[str]) -> Self:
         """The careers of some persons, in the order of the table."""
@@ -123,34 +129,108 @@ class Careers:
 
     def write(self, path: Path) -> None:
         """Write one Parquet file that ``read`` takes back; a reader never sees half of it."""
-        facts = {
-            "dataset": self.dataset,
-            "source": self.source,
-            "fingerprint": self.fingerprint,
-            "taxonomy": self.taxonomy.to_json(),
-        }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            self.table.write_parquet(partial, metadata={METADATA: json.dumps(facts)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_parts([self], path)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """What ``write`` wrote, with its taxonomy; DataError if the file is missing or something else."""
-        if not path.is_file():
-            raise DataError(f"no careers file at {path}: check the path, or prepare the dataset first")
-        try:
-            metadata, table = pl.read_parquet_metadata(path), pl.read_parquet(path)
-        except pl.exceptions.PolarsError as error:
-            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-        if METADATA not in metadata:
-            raise DataError(f"labor-llm did not write {path}: import it with dataset=table dataset.raw={path}")
-        if dict(table.schema) != COLUMNS:
-            raise DataError(f"{path} was written by another version of labor-llm: delete it and prepare it again")
-        facts = json.loads(metadata[METADATA])
-        return cls(table, facts["dataset"], Taxonomy.from_json(facts["taxonomy"]), facts["source"])
+        facts = _facts(path)
+        return cls(pl.read_parquet(path), facts["dataset"], Taxonomy.from_json(facts["taxonomy"]), facts["source"])
+
+    @classmethod
+    def read_parts(cls, path: Path) -> Iterator[Self]:
+        """What ``write_parts`` wrote, part by part: whole persons, in the order of the table."""
+        facts = _facts(path)
+        taxonomy = Taxonomy.from_json(facts["taxonomy"])
+        metadata, start = pq.read_metadata(path), 0
+        for group in range(metadata.num_row_groups):
+            records = metadata.row_group(group).num_rows
+            table = pl.scan_parquet(path).slice(start, records).collect()
+            yield cls(table, facts["dataset"], taxonomy, facts["source"])
+            start += records
+
+
+def write_parts(parts: Iterable[Careers], path: Path) -> str:
+    """Write careers that come in parts into one Parquet file, a row group each; returns their fingerprint.
+
+    Parts are of one dataset; persons ascend from part to part, and nobody is in two of them. No more than one is
+    in memory; a reader of the file never sees half of it, and none is left behind by an error.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    fingerprint, last, writer = Fingerprint(), None, None
+    try:
+        for part in parts:
+            arrow = part.table.to_arrow(compat_level=pl.CompatLevel.oldest())
+            if writer is None:
+                writer = pq.ParquetWriter(partial, arrow.schema, compression="zstd")
+            elif last is not None and part.table["person_id"][0] <= last.table["person_id"][-1]:
+                raise ValueError("persons of the parts of a dataset must ascend")
+            writer.write_table(arrow, row_group_size=max(1, len(part)))
+            fingerprint.add(part.table)
+            last = part
+        if writer is None or last is None:
+            raise DataError("there are no careers to write")
+        facts = {
+            "dataset": last.dataset,
+            "source": last.source,
+            "fingerprint": fingerprint.hexdigest(last.dataset, last.taxonomy),
+            "taxonomy": last.taxonomy.to_json(),
+        }
+        writer.add_key_value_metadata({METADATA: json.dumps(facts)})
+        writer.close()
+        partial.replace(path)
+        return facts["fingerprint"]
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+
+
+class Fingerprint:
+    """SHA-256 of a careers table that may come in parts; it does not depend on where they are cut.
+
+    What a valid table cannot hold stands for null: a control character, a number that is not finite, a year
+    before all others.
+    """
+
+    def __init__(self) -> None:
+        self._digests = {name: hashlib.sha256() for name in COLUMNS}
+
+    def add(self, table: pl.DataFrame) -> None:
+        """More records, after those that were added before."""
+        for name, digest in self._digests.items():
+            for values in table[name].to_frame().iter_slices(1_000_000):
+                digest.update(_as_bytes(values[name]))
+
+    def hexdigest(self, dataset: str, taxonomy: Taxonomy) -> str:
+        """The fingerprint of all that was added."""
+        columns = [digest.hexdigest() for digest in self._digests.values()]
+        return hashlib.sha256("\n".join([dataset, taxonomy.to_json(), *columns]).encode()).hexdigest()
+
+
+def _as_bytes(values: pl.Series) -> bytes:
+    """The values of a valid column one after the other, such that two columns of the same bytes are equal."""
+    if values.dtype == pl.String:
+        lines: str = (values.fill_null("\0") + "\n").str.join("").item()
+        return lines.encode()
+    unknown = math.nan if values.dtype.is_float() else -(2**31)
+    return values.fill_null(unknown).to_numpy().tobytes()
+
+
+def _facts(path: Path) -> dict[str, str]:
+    """Dataset, source, fingerprint and taxonomy of a careers file; DataError if it is none."""
+    if not path.is_file():
+        raise DataError(f"no careers file at {path}: check the path, or prepare the dataset first")
+    try:
+        metadata, schema = pl.read_parquet_metadata(path), pl.read_parquet_schema(path)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+    if METADATA not in metadata:
+        raise DataError(f"labor-llm did not write {path}: import it with dataset=table dataset.raw={path}")
+    if schema != COLUMNS:
+        raise DataError(f"{path} was written by another version of labor-llm: delete it and prepare it again")
+    facts: dict[str, str] = json.loads(metadata[METADATA])
+    return facts
 
 
 @dataclass(frozen=True)
@@ -162,11 +242,37 @@ class Splits:
     test: Careers
 
 
+class Split(ABC):
+    """Divides the persons of a dataset into train, valid and test."""
+
+    PARTS: ClassVar = ("train", "valid", "test")
+
+    @abstractmethod
+    def assign(self, careers: Careers) -> NDArray[np.intp]:
+        """The part of every person, as a place in ``PARTS``, in the order of the table; shape (P,)."""
+
+    @abstractmethod
+    def wants(self, part: str) -> bool:
+        """Whether a part should have persons."""
+
+    def __call__(self, careers: Careers) -> Splits:
+        """Split the persons; DataError if a part that should have some of them gets none."""
+        parts_N = pl.Series(np.repeat(self.assign(careers), np.diff(careers.person_starts)))
+        splits = Splits(*(replace(careers, table=careers.table.filter(parts_N == part)) for part in range(3)))
+        for part in self.PARTS:
+            if self.wants(part) and len(getattr(splits, part)) == 0:
+                raise DataError(
+                    f"{part} gets nobody of the {careers.persons} persons of dataset {careers.dataset!r}: too few "
+                    "persons, or too small a share. Use more persons or other shares."
+                )
+        return splits
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @settings(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class SplitByPerson:
+class SplitByPerson(Split):
     """Three parts by a salted hash of the person's identifier: more persons, or fewer, move nobody.
 
     With u = (first 8 hex digits of SHA-256 of "salt:person_id") / 2**32, a person is in train if u < train,
@@ -183,20 +289,13 @@ class SplitByPerson:
         if not math.isclose(total, 1):
             raise ValueError(f"the shares train, valid and test must sum to 1, and sum to {total:g}")
 
-    def __call__(self, careers: Careers) -> Splits:
-        """Split the persons; DataError if a part that should have a share of them gets none."""
+    def assign(self, careers: Careers) -> NDArray[np.intp]:
         ids = careers.table["person_id"].gather(careers.person_starts[:-1])
         places_P = np.fromiter(map(self._place, ids), np.float64, careers.persons)
-        parts_P = np.searchsorted([self.train, self.train + self.valid], places_P, side="right")
-        parts_N = pl.Series(np.repeat(parts_P, np.diff(careers.person_starts)))
-        splits = Splits(*(replace(careers, table=careers.table.filter(parts_N == part)) for part in range(3)))
-        for part in ("train", "valid", "test"):
-            if getattr(self, part) > 0 and len(getattr(splits, part)) == 0:
-                raise DataError(
-                    f"{part} gets nobody of the {careers.persons} persons of dataset {careers.dataset!r}: too few "
-                    f"persons for a share of {getattr(self, part):g}. Use more persons or other shares."
-                )
-        return splits
+        return np.searchsorted([self.train, self.train + self.valid], places_P, side="right")
+
+    def wants(self, part: str) -> bool:
+        return bool(getattr(self, part) > 0)
 
     def _place(self, person_id: str) -> float:
         return int(hashlib.sha256(f"{self.salt}:{person_id}".encode()).hexdigest()[:8], 16) / 2**32
@@ -229,14 +328,23 @@ def _cast(table: pl.DataFrame, name: str, dtype: type[pl.DataType]) -> pl.Series
     return whole.cast(pl.Int64, strict=False).cast(dtype, strict=False)
 
 
-def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, name: str) -> str:
+def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, rows_N: pl.Series, name: str) -> str:
     """A sentence on the values that were lost in casting; empty if none was."""
     if name not in table.columns:
         return ""
     kind = {pl.String: "text", pl.Int32: "a whole number", pl.Float64: "a number"}[COLUMNS[name]]
-    rows = (ours[name].is_null() & table[name].is_not_null()).arg_true()
-    lost = ours.with_columns(table[name])[rows]
-    return "" if lost.is_empty() else _problem(name, f"must be {kind}, and null where unknown", lost, rows)
+    places = (ours[name].is_null() & table[name].is_not_null()).arg_true()
+    if places.is_empty():
+        return ""
+    lost = ours.with_columns(table[name])[places]
+    return _problem(name, f"must be {kind}, and null where unknown", lost, rows_N[places])
+
+
+def _in_order() -> pl.Expr:
+    """Whether each record comes after the one before it: by person, then by year."""
+    person, year = pl.col("person_id"), pl.col("year")
+    later = (person > person.shift()) | ((person == person.shift()) & (year >= year.shift()))
+    return (pl.int_range(pl.len()) == 0) | later.fill_null(False)
 
 
 def _same_person() -> pl.Expr:
@@ -247,7 +355,7 @@ def _same_person() -> pl.Expr:
 Rule = tuple[Collection[str], str, Callable[[pl.Expr], pl.Expr]]
 """Columns, what they must be, and whether each record of a sorted table is so (null counts as yes)."""
 NO_NULL = "is required and must not be null: fill it in or drop the record"
-RULES: tuple[Rule, ...] = (
+TEXT_RULES: tuple[Rule, ...] = (
     (TEXT, "must have no line break or control character", lambda column: ~column.str.contains(r"\p{Cc}")),
     (TEXT, "must not be empty text: use null where unknown", lambda column: column != ""),
     (TEXT, "must not begin or end with a space", lambda column: column == column.str.strip_chars()),
@@ -256,6 +364,8 @@ RULES: tuple[Rule, ...] = (
         "looks like an unknown value written out: use null (for a CSV file, name it in dataset.missing)",
         lambda column: ~column.str.to_lowercase().is_in(["nan", "none", "null", "<na>"]),
     ),
+)
+RULES: tuple[Rule, ...] = (
     (
         CONSTANT,
         "must be the same in all records of a person, and differs from the record before",
@@ -273,18 +383,21 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _rule_problems(table: pl.DataFrame, order_N: pl.Series, taxonomy: Taxonomy, explained: set[str]) -> list[str]:
+def _rule_problems(table: pl.DataFrame, rows_N: pl.Series, taxonomy: Taxonomy, explained: set[str]) -> list[str]:
     """A sentence for every rule that some record of a sorted table breaks.
 
-    ``order_N`` is each record's row in the unsorted table, from 0. Nulls in the columns ``explained`` follow
-    from a problem that has been reported already.
+    ``rows_N`` is each record's row in its file, from 1. Nulls in the columns ``explained`` follow from a
+    problem that has been reported already.
     """
     codes = f"must be a code of the taxonomy: {taxonomy.unknown(table['occupation'].drop_nulls().unique())}"
     rules: tuple[Rule, ...] = (
         (set(REQUIRED) - explained, NO_NULL, lambda column: column.is_not_null()),
         (["occupation"], codes, lambda column: column.is_in(taxonomy.codes)),
+        *TEXT_RULES,
         *RULES,
     )
+    if _all_hold(table, rules):  # at a fraction of the time that finding the records takes
+        return []
     schema = {
         name: pandera.Column(
             dtype,
@@ -298,9 +411,21 @@ def _rule_problems(table: pl.DataFrame, order_N: pl.Series, taxonomy: Taxonomy, 
     except SchemaErrors as error:
         broken = error.failure_cases.group_by("column", "check", maintain_order=True)
         return [
-            _problem(name, rule, table[cases["index"]], order_N[cases["index"]]) for (name, rule), cases in broken
+            _problem(name, rule, table[cases["index"]], rows_N[cases["index"]]) for (name, rule), cases in broken
         ]
     return []
+
+
+def _all_hold(table: pl.DataFrame, rules: Iterable[Rule]) -> bool:
+    """Whether no record breaks a rule; what text must be is looked up once per different text."""
+    texts = {name: table.lazy().select(pl.col(name).unique()) for name in TEXT}
+    held = []
+    for columns, rule, holds in rules:
+        for name in columns:
+            alone = any(rule == of_text for _, of_text, _ in TEXT_RULES)
+            frame = texts[name] if alone else table.lazy()
+            held.append(frame.select(holds(pl.col(name)).fill_null(True).all()))
+    return all(answer.item() for answer in pl.collect_all(held))
 
 
 def _check(rule: str, holds: pl.Expr) -> Any:
@@ -315,7 +440,7 @@ def _check(rule: str, holds: pl.Expr) -> Any:
 
 def _problem(name: str, rule: str, rows: pl.DataFrame, places: pl.Series) -> str:
     """What a column must be, the first records that are not so, and how many there are."""
-    first = rows[:SHOWN].select("person_id", "year", row=places[:SHOWN] + 1, value=name)
+    first = rows[:SHOWN].select("person_id", "year", row=places[:SHOWN], value=name)
     shown = ", ".join(
         f"{value!r} (row {row}: person {who!r}, {year})" for who, year, row, value in first.iter_rows()
     )

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import labor_llm
-from labor_llm.careers import Careers
+from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import Dataset
+from labor_llm.datasets.report import Report
 from labor_llm.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -22,9 +26,16 @@ def prepared_path(dataset: Dataset, outputs: Path) -> Path:
 
 
 def read_prepared(dataset: Dataset, outputs: Path) -> Careers:
-    """The dataset's Careers table, read from its files if they, its settings or the code changed.
+    """The dataset's Careers table in memory, prepared first if that is needed."""
+    prepare(dataset, outputs)
+    return Careers.read(prepared_path(dataset, outputs))
 
-    A dataset whose raw file is not named is taken as it was prepared with the same other settings.
+
+def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
+    """Write the dataset's Careers table, if its files, its settings or the code changed; what prepare.json says.
+
+    A dataset whose raw file is not named is taken as it was prepared with the same other settings. Only one
+    part of the table is in memory at a time, and nothing is written before all of it is valid.
     """
     path = prepared_path(dataset, outputs)
     record = path.with_name("prepare.json")
@@ -32,15 +43,33 @@ def read_prepared(dataset: Dataset, outputs: Path) -> Careers:
     stamp: dict[str, Any] = {"settings": _settings(dataset), "code": _code(), "files": _files(dataset)}
     with FileLock(path.with_name(".prepare.lock")):
         if path.is_file() and record.is_file():
-            before = json.loads(record.read_text(encoding="utf-8"))
-            if before["files"].items() >= stamp["files"].items() and before | {"files": stamp["files"]} == stamp:
+            before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            if _still_holds(before, stamp):
                 logger.info("prepared before: %s", path)
-                return Careers.read(path)
-        careers = dataset.read()
+                return before
+        report = Report()
         record.unlink(missing_ok=True)
-        careers.write(path)
+        fingerprint = write_parts(_shown(dataset.parts(report), dataset.name), path)
+        stamp |= {"report": report.to_dict(), "fingerprint": fingerprint}
         write_atomically(record, json.dumps(stamp, indent=1))
-    return careers
+    return stamp
+
+
+def _shown(parts: Iterator[Careers], name: str) -> Iterator[Careers]:
+    """The parts, and a line that counts their records while they pass."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task, records = progress.add_task(f"preparing {name}"), 0
+        for part in parts:
+            records += len(part)
+            progress.update(task, description=f"preparing {name}: {records:,} records")
+            yield part
+
+
+def _still_holds(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a table was made from the same settings, code and files (those that are named now)."""
+    same = all(before.get(key) == now[key] for key in ("settings", "code"))
+    return same and before["files"].items() >= now["files"].items()
 
 
 def _settings(dataset: Dataset) -> dict[str, Any]:
@@ -61,6 +90,10 @@ def _files(dataset: Dataset) -> dict[str, Any]:
 def _code() -> str:
     """Hash of what turns files into careers: the readers, the rules and the packaged taxonomies."""
     package = Path(labor_llm.__file__).parent
-    sources = [package / "careers.py", package / "taxonomy.py", *package.glob("datasets/*.py")]
-    sources += package.glob("taxonomies/*.csv")
+    sources = [package / name for name in ("careers.py", "schemes.py", "taxonomy.py")]
+    sources += [
+        *package.glob("datasets/*.py"),
+        *package.glob("datasets/*.csv"),
+        *package.glob("taxonomies/**/*.csv"),
+    ]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sorted(sources))).hexdigest()

@@ -19,8 +19,10 @@ from labor_llm.__main__ import main
 from labor_llm.build import build
 from labor_llm.compare import compare
 from labor_llm.configs import conf_folder
+from labor_llm.datasets import read
 from labor_llm.errors import ConfigError, DataError, RunError
-from labor_llm.run import _folder, _plain, prepare, run, score
+from labor_llm.preparation import prepare
+from labor_llm.run import _folder, _plain, run, score
 from labor_llm.run_folder import held
 
 TINY = [
@@ -103,7 +105,7 @@ def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
 
     def folder(*overrides):
         cfg = config("run", *overrides)
-        careers = build(cfg, ["dataset"])["dataset"].read()
+        careers = read(build(cfg, ["dataset"])["dataset"])
         return _folder(_plain(cfg), careers)
 
     assert folder() == folder("trainer.accelerator=cpu", "trainer.checkpoint_every=7", "scoring.max_tokens=99")

@@ -9,12 +9,15 @@ F. Vella and M. Verbeek (1998), "Whose Wages Do Unions Raise? A Dynamic Model of
 Determination for Young Men", Journal of Applied Econometrics 13(2), 163-183.
 """
 
+from collections.abc import Iterator
+
 import polars as pl
 from linearmodels.datasets import wage_panel
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from labor_llm.careers import Careers, SplitByPerson
+from labor_llm.datasets.report import Report
 from labor_llm.taxonomy import Taxonomy
 
 SOURCE = "Vella and Verbeek (1998), NLSY79 men 1980-1987, as bundled with linearmodels"
@@ -34,8 +37,8 @@ class WagePanel:
         """None: the panel comes with a Python package."""
         return ()
 
-    def read(self) -> Careers:
-        """The panel as careers; region and weight are not in the source and stay null."""
+    def parts(self, report: Report) -> Iterator[Careers]:
+        """The panel as careers, in one part; region and weight are not in the source and stay null."""
         wages = wage_panel.load()
         raw = pl.DataFrame({column: wages[column].to_numpy() for column in wages.columns})
         table = raw.select(
@@ -49,8 +52,9 @@ class WagePanel:
             birth_year=birth_year(pl.col("year"), pl.col("educ"), pl.col("exper")),
             log_wage="lwage",
         )
+        report.count("person-years in the source", table)
         taxonomy = Taxonomy.packaged("census1970_major_groups")
-        return Careers.validated(table, dataset=self.name, taxonomy=taxonomy, source=SOURCE)
+        yield Careers.validated(table, dataset=self.name, taxonomy=taxonomy, source=SOURCE)
 
 
 def education_level(years: pl.Expr) -> pl.Expr:

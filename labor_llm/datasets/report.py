@@ -1,0 +1,62 @@
+"""What became of the rows of a source on their way into careers: counts, never records."""
+
+from typing import Any
+
+import polars as pl
+
+UNMAPPED = {"scheme": pl.String, "code": pl.String, "title": pl.String, "records": pl.Int64, "persons": pl.Int64}
+
+
+class Report:
+    """Counts at every step, codes that could not be carried over, and remarks. Parts of a source add up."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, int]] = {}
+        """Step -> persons and records that were left after it, in the order of the steps."""
+        self.dropped: dict[str, dict[str, int]] = {}
+        """Reason -> persons and records that were left out for it; a person may be in several."""
+        self.notes: list[str] = []
+        self._unmapped = [pl.DataFrame(schema=UNMAPPED)]
+
+    def count(self, step: str, table: pl.DataFrame) -> None:
+        """What is left after a step; the table has a column ``person_id``."""
+        _add(self.steps, step, table)
+
+    def drop(self, reason: str, table: pl.DataFrame) -> None:
+        """Records that are left out, if there are any; the table has a column ``person_id``."""
+        if not table.is_empty():
+            _add(self.dropped, reason, table)
+
+    def note(self, text: str) -> None:
+        """A remark for the user, such as a variable that the extract lacks and what that costs."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def unmapped_codes(self, records: pl.DataFrame) -> None:
+        """Records with an occupation code that was not carried over: person_id, scheme, code, title."""
+        counted = records.group_by("scheme", "code", "title").agg(
+            records=pl.len().cast(pl.Int64), persons=pl.col("person_id").n_unique().cast(pl.Int64)
+        )
+        self._unmapped.append(counted.select(list(UNMAPPED)))
+
+    @property
+    def unmapped(self) -> pl.DataFrame:
+        """scheme, code, title (null: not in the scheme), records and persons, most records first."""
+        counts = pl.concat(self._unmapped).group_by("scheme", "code", "title").sum()
+        return counts.sort("records", "scheme", "code", descending=[True, False, False], nulls_last=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For prepare.json."""
+        return {
+            "steps": self.steps,
+            "dropped": self.dropped,
+            "unmapped": self.unmapped.to_dicts(),
+            "notes": self.notes,
+        }
+
+
+def _add(counts: dict[str, dict[str, int]], name: str, table: pl.DataFrame) -> None:
+    """No person is in two parts of a source, so persons add up too."""
+    line = counts.setdefault(name, {"persons": 0, "records": 0})
+    line["persons"] += table["person_id"].n_unique()
+    line["records"] += table.height

@@ -1,0 +1,148 @@
+"""A description of a dataset as people read it, in the terminal and as a page of HTML; computes no counts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from labor_llm.describe import COVARIATES, GROUPS, PERSONS, RECORDS, Description
+from labor_llm.run_folder import write_atomically
+
+TOP = 12
+"""Lines of a list of occupations or transitions."""
+FEW = "few"
+"""Stands for a number of persons that is too small to show."""
+
+
+def page(description: Description, texts: Mapping[str, Sequence[str]], smallest: int) -> list[RenderableType]:
+    """Everything about a dataset; cells of fewer than ``smallest`` persons are withheld.
+
+    ``texts``: heading -> careers as text.
+    """
+    return [
+        _heading(f"{description.dataset}: {description.source}"),
+        _overview(description),
+        _years(description, smallest),
+        _coverage(description),
+        *(_values(description, name, smallest) for name in GROUPS if name != "birth_year"),
+        _occupations(description, smallest),
+        _moves(description, smallest),
+        *_careers(texts),
+    ]
+
+
+def show(blocks: Iterable[RenderableType], html: Path) -> None:
+    """Print the page and write it as HTML."""
+    terminal, paper = Console(), Console(record=True, width=110, file=StringIO())
+    for block in blocks:
+        terminal.print(block)
+        paper.print(block)
+    write_atomically(html, paper.export_html(inline_styles=True))
+
+
+def _heading(text: str) -> RenderableType:
+    return Padding(Text(text, style="bold"), (1, 0, 0, 0))
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> RenderableType:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row))
+    return table
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def _overview(description: Description) -> RenderableType:
+    summary = description.summary()
+    first, last = summary["years"]
+    lengths = description.lengths.sort("length")
+    middle = lengths.filter(pl.col(PERSONS).cum_sum() * 2 >= description.persons)["length"][0]
+    longest = int(lengths["length"].to_list()[-1])
+    stays = "-" if description.stay_rate is None else f"{100 * description.stay_rate:.1f}%"
+    parts = {part: persons for part, _, persons in description.splits.iter_rows()}
+    rows = [
+        ("persons", description.persons),
+        ("records", description.records),
+        ("records per person, median and most", f"{middle} and {longest}"),
+        ("years", f"{first} to {last}"),
+        ("occupations and states", f"{summary['occupations']} and {summary['states']}"),
+        ("the same occupation as the record before", stays),
+        *((f"persons to {part}", parts.get(part, 0)) for part in ("train", "valid", "test")),
+    ]
+    return _table("Overview", ["", "value"], rows)
+
+
+def _years(description: Description, smallest: int) -> RenderableType:
+    rows = [
+        (str(year), records if persons >= smallest else FEW)
+        for year, records, persons in description.years.select("year", RECORDS, PERSONS).iter_rows()
+    ]
+    return _table("Records by year", ["year", RECORDS], rows)
+
+
+def _coverage(description: Description) -> RenderableType:
+    known = dict(description.known.select("column", RECORDS).iter_rows())
+    rows = [(name, _percent(description.records - known.get(name, 0), description.records)) for name in COVARIATES]
+    return _table("Unknown values", ["covariate", "share of records"], rows)
+
+
+def _values(description: Description, name: str, smallest: int) -> RenderableType:
+    counts = description.values.filter(column=name).sort(RECORDS, descending=True)
+    rows = [
+        (value or "(unknown)", *_cell(records, persons, description.records, smallest))
+        for value, records, persons in counts.select("value", RECORDS, PERSONS).head(TOP).iter_rows()
+    ]
+    return _table(name.capitalize(), [name, RECORDS, "share", PERSONS], rows)
+
+
+def _occupations(description: Description, smallest: int) -> RenderableType:
+    titles, states = description.taxonomy.titles, description.taxonomy.states
+    counts = description.occupations.sort(RECORDS, descending=True)
+    listed = pl.concat([counts.head(TOP), counts.filter(pl.col("occupation").is_in(states))]).unique(
+        maintain_order=True
+    )
+    rows = [
+        (
+            f"{titles[code]}{' (state)' if code in states else ''}",
+            *_cell(records, persons, description.records, smallest),
+        )
+        for code, records, persons in listed.select("occupation", RECORDS, PERSONS).iter_rows()
+    ]
+    return _table("Most frequent occupations, and all states", ["occupation", RECORDS, "share", PERSONS], rows)
+
+
+def _moves(description: Description, smallest: int) -> RenderableType:
+    titles = description.taxonomy.titles
+    moves = description.transitions.filter(pl.col("previous") != pl.col("occupation"))
+    total = int(moves[RECORDS].sum())
+    moves = moves.filter(pl.col(PERSONS) >= smallest).sort(RECORDS, descending=True).head(TOP)
+    rows = [
+        (f"{titles[before]} -> {titles[after]}", *_cell(records, persons, total, smallest))
+        for before, after, records, persons in moves.select("previous", "occupation", RECORDS, PERSONS).iter_rows()
+    ]
+    return _table("Most frequent changes", ["from -> to", RECORDS, "share of changes", PERSONS], rows)
+
+
+def _cell(records: int, persons: int, total: int, smallest: int) -> tuple[str | int, str, str | int]:
+    """Records, their share and persons; withheld if too few persons are in the cell."""
+    return (records, _percent(records, total), persons) if persons >= smallest else (FEW, FEW, FEW)
+
+
+def _careers(texts: Mapping[str, Sequence[str]]) -> list[RenderableType]:
+    blocks = []
+    for heading, careers in texts.items():
+        blocks.append(_heading(heading))
+        blocks += [Padding(Text(text.rstrip()), (1, 0, 0, 2)) for text in careers]
+    return blocks

@@ -1,0 +1,110 @@
+"""The verbs about data: prepare, describe and variables."""
+
+import json
+import logging
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from labor_llm import preparation
+from labor_llm.configs import conf_folder
+from labor_llm.datasets.variables import COLUMNS, Variables
+from labor_llm.errors import ConfigError
+from labor_llm.preparation import describe, prepare, variables
+
+ROWS = "person_id,year,occupation,status\n" + "".join(
+    f"p{number},{year},{code},{status}\n"
+    for number in range(40)
+    for year, code, status in [(2001, "3255", "employed"), (2002, "", "unemployed"), (2003, "9990", "employed")]
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Composes a config of a table of 40 persons, with outputs of the test's own."""
+    (tmp_path / "long.csv").write_text(ROWS)
+
+    def composed(verb: str, *overrides: str):
+        table = ["dataset=table", f"dataset.raw={tmp_path / 'long.csv'}", "dataset.survey=S"]
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            words = [f"outputs={tmp_path / 'out'}", *table, "dataset.scheme=census2010", *overrides]
+            return compose(verb, overrides=words)
+
+    return composed
+
+
+def test_prepare_says_and_writes_what_became_of_the_records(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    prepare(config("prepare"))
+    assert "40 persons, 120 person-years in the source" in caplog.messages
+    assert "    census2010 9990 (Uncodeable): 40 records" in caplog.messages
+    assert any("80 records, 2001 to 2002, 1 occupations and 1 states" in line for line in caplog.messages)
+    record = json.loads((tmp_path / "out/table/prepare.json").read_text())
+    assert record["report"]["steps"]["records with an occupation or a state"] == {"persons": 40, "records": 80}
+    assert record["report"]["unmapped"][0]["records"] == 40
+    assert len(record["fingerprint"]) == 64
+
+
+def test_nothing_is_read_again_until_something_changes(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    prepare(config("prepare"))
+    table = tmp_path / "out/table/careers.parquet"
+    first = table.stat().st_mtime_ns
+    prepare(config("prepare"))
+    assert table.stat().st_mtime_ns == first
+    assert f"prepared before: {table}" in caplog.messages
+    prepare(config("prepare", "dataset.survey=T"))
+    assert table.stat().st_mtime_ns > first
+    (tmp_path / "long.csv").write_text(ROWS + "new,2001,3255,employed\n")
+    prepare(config("prepare", "dataset.survey=T"))
+    assert "41 persons, 121 person-years in the source" in caplog.messages
+
+
+def test_describe_shows_no_real_career_unless_it_is_asked_to(config, tmp_path, capsys):
+    describe(config("describe"))
+    page = capsys.readouterr().out
+    assert "Three made-up careers" in page
+    assert "Registered nurses" in page
+    assert "<A worker from the S dataset>" in page
+    assert "The careers of" not in page
+    assert "made-up careers" in (tmp_path / "out/table/describe.html").read_text()
+    describe(config("describe", "show_records=2"))
+    assert "The careers of 2 persons" in capsys.readouterr().out
+
+
+def test_variables_writes_the_list_and_says_what_is_lacking(config, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    rows = [
+        ("R0000100", "person", None, True, 5, True),
+        ("R0046400", "occupation", 1979, True, 2, True),
+        ("R8982400", "occupation", 2022, True, 1, False),
+        ("R0216400", "region", 1979, False, 2, False),
+    ]
+    listed = Variables(
+        pl.DataFrame(rows, schema=COLUMNS, orient="row"),
+        {"region": "the text names no region"},
+        "nlsy79.NLSY79",
+        "R0000100\n",
+        "Upload it.",
+    )
+
+    class Downloaded:
+        name = "nlsy79"
+
+        def variables(self):
+            return listed
+
+    monkeypatch.setattr(preparation, "build", lambda cfg, sections: {"dataset": Downloaded()})
+    variables(OmegaConf.create({"outputs": str(tmp_path)}))
+    assert (tmp_path / "nlsy79/nlsy79.NLSY79").read_text() == "R0000100\n"
+    text = "\n".join(caplog.messages)
+    assert "occupation: 2 variables, 1979 to 2022 (needed)" in text
+    assert "one source only, check before relying on them: R8982400 (2022)" in text
+    assert "the extract lacks R0216400 (1979): the text names no region" in text
+
+
+def test_a_dataset_without_variables_says_so(config):
+    with pytest.raises(ConfigError, match="dataset 'table' is not downloaded variable by variable"):
+        variables(config("prepare"))

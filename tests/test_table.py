@@ -1,0 +1,139 @@
+"""Tables of one's own: formats, recodes, coding schemes, and tables that are read in parts."""
+
+import lzma
+
+import pandas as pd
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from labor_llm.careers import Careers
+from labor_llm.datasets import in_parts, read, table_files
+from labor_llm.datasets.report import Report
+from labor_llm.datasets.table import Table
+from labor_llm.errors import DataError
+from labor_llm.prepared import prepare
+
+PANEL = """\
+id,year,occ,state,sex,pay,wt,hours
+3,2001,3255,1,2,12.5,150,9
+3,2002,0050,1,2,0,150,9
+1,2001,,2,1,,200,9
+1,2002,9990,1,1,,200,9
+"""
+SETTINGS = {
+    "name": "mine",
+    "survey": "Mine",
+    "scheme": "census2010",
+    "columns": {
+        "person_id": "id",
+        "occupation": "occ",
+        "status": "state",
+        "gender": "sex",
+        "wage": "pay",
+        "weight": "wt",
+    },
+    "recodes": {"status": {"1": "employed", "2": "in_school"}, "gender": {"1": "male", "2": "female"}},
+    "units": {"weight": 0.01},
+}
+
+
+@pytest.fixture
+def panel(tmp_path):
+    path = tmp_path / "panel.csv"
+    path.write_text(PANEL)
+    return path
+
+
+def test_codes_states_recodes_and_units_become_careers(panel):
+    report = Report()
+    careers = read(Table(raw=panel, **SETTINGS), report)
+    assert careers.table.select("person_id", "year", "occupation", "gender", "weight").rows() == [
+        ("1", 2001, "in_school", "male", 2.0),
+        ("3", 2001, "095", "female", 1.5),
+        ("3", 2002, "013", "female", 1.5),
+    ]
+    assert careers.table["log_wage"].to_list() == pytest.approx([None, 2.5257286, None])
+    assert report.notes == ["columns of panel.csv that are not used: hours"]
+    assert report.unmapped.rows() == [("census2010", "9990", "Uncodeable", 1, 1)]
+
+
+def test_all_formats_give_the_same_careers(panel, tmp_path):
+    (tmp_path / "panel.csv.xz").write_bytes(lzma.compress(PANEL.encode()))
+    frame = pd.read_csv(panel)
+    frame.to_parquet(tmp_path / "panel.parquet")
+    pd.read_csv(panel, dtype={"occ": str}).to_excel(tmp_path / "panel.xlsx", index=False)
+    frame.to_stata(tmp_path / "panel.dta", write_index=False)
+    expected = read(Table(raw=panel, **SETTINGS)).table
+    for ending in ("csv.xz", "parquet", "xlsx", "dta"):
+        assert_frame_equal(read(Table(raw=tmp_path / f"panel.{ending}", **SETTINGS)).table, expected)
+
+
+def test_labels_of_stata_are_words_but_codes_stay_numbers(tmp_path):
+    frame = pd.DataFrame({"person_id": [1, 1], "year": [2001, 2002], "occupation": [3255, 50], "gender": [2, 2]})
+    labels = {"gender": {1: "male", 2: "female"}, "occupation": {3255: "Nurses", 50: "Managers"}}
+    frame.to_stata(tmp_path / "long.dta", write_index=False, value_labels=labels)
+    careers = read(Table(name="mine", raw=tmp_path / "long.dta", survey="S", scheme="census2010"))
+    assert set(careers.table["gender"]) == {"female"}
+    assert careers.table["occupation"].to_list() == ["095", "013"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("5,2001,3255,7,1,,1,", r"unknown status '7' in row 5 of .*panel\.csv.*dataset\.recodes\.status"),
+        ("5,2001,3255,1,1,lots,1,", r"wage: must be a number, and 'lots' in row 5"),
+        ("5,2001,3255,1,1,,heavy,", r"weight: must be a number, and 'heavy' in row 5"),
+        ("5,year,3255,1,1,,1,", r"year: must be a whole number.*'year' \(row 5"),
+        ("3,2002,3255,1,2,,150,", r"must not occur twice"),
+        (",2002,3255,1,2,,150,", r"person_id: is required"),
+    ],
+)
+def test_what_is_wrong_with_a_value_is_said_with_its_row(panel, line, message):
+    panel.write_text(f"{PANEL}{line}\n")
+    with pytest.raises(DataError, match=message):
+        read(Table(raw=panel, **SETTINGS))
+
+
+@pytest.fixture
+def long_table(tmp_path):
+    """Persons in no order, in a file larger than a part."""
+    ids = [f"p{number * 7919 % 1000}" for number in range(1000)]
+    rows = pl.DataFrame(
+        {
+            "person_id": [person for person in ids for _ in range(3)],
+            "year": [2003, 2001, 2002] * 1000,
+            "occupation": ["095", "004", "in_school"] * 1000,
+            "survey": ["S"] * 3000,
+        }
+    )
+    path = tmp_path / "long.csv"
+    rows.write_csv(path)
+    return path
+
+
+def test_a_large_table_in_parts_is_the_table_in_one(long_table, tmp_path, monkeypatch):
+    dataset = Table(name="long", raw=long_table)
+    prepare(dataset, tmp_path / "one")
+    monkeypatch.setattr(in_parts, "RECORDS_PER_PART", 400)
+    monkeypatch.setattr(table_files, "IN_MEMORY", 0)
+    report = Report()
+    parts = list(dataset.parts(report))
+    assert len(parts) > 4
+    assert report.steps == {"records in the source": {"persons": 1000, "records": 3000}}
+    prepare(dataset, tmp_path / "many")
+    one, many = (Careers.read(tmp_path / folder / "long" / "careers.parquet") for folder in ("one", "many"))
+    assert_frame_equal(many.table, one.table)
+    assert many.fingerprint == one.fingerprint
+    again = list(Careers.read_parts(tmp_path / "many" / "long" / "careers.parquet"))
+    assert [len(part) for part in again] == [len(part) for part in parts]
+
+
+def test_a_mistake_in_a_later_part_leaves_nothing_behind_and_names_its_row(long_table, tmp_path, monkeypatch):
+    monkeypatch.setattr(in_parts, "RECORDS_PER_PART", 400)
+    monkeypatch.setattr(table_files, "IN_MEMORY", 0)
+    with long_table.open("a") as file:
+        file.write("zz,2001,no such code,S\n")
+    with pytest.raises(DataError, match=r"'no such code' \(row 3001: person 'zz', 2001\)"):
+        prepare(Table(name="long", raw=long_table), tmp_path)
+    assert [path.name for path in (tmp_path / "long").iterdir()] == [".prepare.lock"]
