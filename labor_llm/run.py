@@ -1,4 +1,4 @@
-"""The verbs that compute: prepare a dataset, run a model on it, score with a fitted model again."""
+"""The verbs that compute: run a model on a dataset, score with a fitted model again."""
 
 import json
 import logging
@@ -15,12 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.careers import Careers, Splits
-from labor_llm.datasets import Dataset
 from labor_llm.errors import ConfigError, DataError, unknown
 from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
-from labor_llm.prepared import prepared_path, read_prepared
+from labor_llm.prepared import read_prepared
 from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)
@@ -33,29 +32,6 @@ INDIFFERENT = (
     "model.trainer.accelerator",
     "model.scoring.max_tokens",
 )
-
-
-def prepare(cfg: DictConfig) -> None:
-    """Read a dataset as downloaded, check it, and write it as one Careers table."""
-    dataset: Dataset = build(cfg, ["dataset"])["dataset"]
-    careers = read_prepared(dataset, Path(cfg.outputs))
-    splits = dataset.split(careers)
-    known = careers.previous.is_not_null()
-    stays = (careers.previous == careers.table["occupation"]).filter(known).to_numpy()
-    logger.info("%s (%s)", careers.dataset, careers.source)
-    logger.info(
-        "%d persons, %d records, %d to %d, %d occupations; the same occupation as the record before in %.1f%%",
-        careers.persons,
-        len(careers),
-        careers.table["year"].min(),
-        careers.table["year"].max(),
-        careers.table["occupation"].n_unique(),
-        100 * stays.mean() if len(stays) else 0.0,
-    )
-    for part in ("train", "valid", "test"):
-        chosen: Careers = getattr(splits, part)
-        logger.info("  %-5s %d persons, %d records", part, chosen.persons, len(chosen))
-    logger.info("table: %s", prepared_path(dataset, Path(cfg.outputs)))
 
 
 def run(cfg: DictConfig) -> float | None:
