@@ -10,6 +10,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,7 @@ class Careers:
         rows_N = pl.int_range(1, table.height + 1, eager=True) if rows is None else rows
         uncast = {name: problem for name in COLUMNS if (problem := _cast_problem(table, ours, rows_N, name))}
         if not ours.select(_in_order().all()).item():
-            order_N = ours.select(pl.arg_sort_by("person_id", "year")).to_series()
+            order_N = _order(ours)
             ours, rows_N = ours[order_N], rows_N[order_N]
         explained = uncast.keys() | (set(REQUIRED) - set(table.columns))
         problems += [*uncast.values(), *_rule_problems(ours, rows_N, taxonomy, explained)]
@@ -157,19 +158,31 @@ def write_parts(parts: Iterable[Careers], path: Path) -> str:
     in memory; a reader of the file never sees half of it, and none is left behind by an error.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    fingerprint, last, writer = Fingerprint(), None, None
     try:
+        facts = _write_parts(parts, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return facts["fingerprint"]
+
+
+def _write_parts(parts: Iterable[Careers], path: Path) -> dict[str, str]:
+    """Write parts while the next ones are being read; returns the file's facts."""
+    schema = pl.DataFrame(schema=COLUMNS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    fingerprint = Fingerprint()
+    last: Careers | None = None
+    done: Future[None] | None = None
+    with ThreadPoolExecutor(1) as background, pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for part in parts:
-            arrow = part.table.to_arrow(compat_level=pl.CompatLevel.oldest())
-            if writer is None:
-                writer = pq.ParquetWriter(partial, arrow.schema, compression="zstd")
-            elif last is not None and part.table["person_id"][0] <= last.table["person_id"][-1]:
-                raise ValueError("persons of the parts of a dataset must ascend")
-            writer.write_table(arrow, row_group_size=max(1, len(part)))
-            fingerprint.add(part.table)
+            if last is not None and done is not None:
+                done.result()
+                if part.table["person_id"][0] <= last.table["person_id"][-1]:
+                    raise ValueError("persons of the parts of a dataset must ascend")
+            done = background.submit(_write_part, part.table, writer, fingerprint)
             last = part
-        if writer is None or last is None:
+        if last is None or done is None:
             raise DataError("there are no careers to write")
+        done.result()
         facts = {
             "dataset": last.dataset,
             "source": last.source,
@@ -177,34 +190,39 @@ def write_parts(parts: Iterable[Careers], path: Path) -> str:
             "taxonomy": last.taxonomy.to_json(),
         }
         writer.add_key_value_metadata({METADATA: json.dumps(facts)})
-        writer.close()
-        partial.replace(path)
-        return facts["fingerprint"]
-    finally:
-        if writer is not None:
-            writer.close()
-        partial.unlink(missing_ok=True)
+    return facts
+
+
+def _write_part(table: pl.DataFrame, writer: pq.ParquetWriter, fingerprint: "Fingerprint") -> None:
+    writer.write_table(table.to_arrow(compat_level=pl.CompatLevel.oldest()), row_group_size=table.height)
+    fingerprint.add(table)
 
 
 class Fingerprint:
-    """SHA-256 of a careers table that may come in parts; it does not depend on where they are cut.
+    """SHA-256 of a careers table that may come in parts of whole persons; it does not depend on the parts.
 
-    What a valid table cannot hold stands for null: a control character, a number that is not finite, a year
-    before all others.
+    What is hashed of every column are the runs of equal values within a person: how long, and which value. What
+    a valid table cannot hold stands for null: a control character, a number that is not finite, a year before
+    all others.
     """
 
     def __init__(self) -> None:
-        self._digests = {name: hashlib.sha256() for name in COLUMNS}
+        self._lengths = {name: hashlib.sha256() for name in COLUMNS}
+        self._values = {name: hashlib.sha256() for name in COLUMNS}
 
     def add(self, table: pl.DataFrame) -> None:
         """More records, after those that were added before."""
-        for name, digest in self._digests.items():
-            for values in table[name].to_frame().iter_slices(1_000_000):
-                digest.update(_as_bytes(values[name]))
+        starts = ~_same_person()
+        for name in COLUMNS:
+            column = pl.col(name)
+            rows = table.select((starts | column.ne_missing(column.shift())).arg_true()).to_series()
+            lengths = np.diff(rows.to_numpy(), append=table.height).astype(np.int32)
+            self._lengths[name].update(lengths.tobytes())
+            self._values[name].update(_as_bytes(table[name].gather(rows)))
 
     def hexdigest(self, dataset: str, taxonomy: Taxonomy) -> str:
         """The fingerprint of all that was added."""
-        columns = [digest.hexdigest() for digest in self._digests.values()]
+        columns = [digest.hexdigest() for digest in (*self._lengths.values(), *self._values.values())]
         return hashlib.sha256("\n".join([dataset, taxonomy.to_json(), *columns]).encode()).hexdigest()
 
 
@@ -290,15 +308,22 @@ class SplitByPerson(Split):
             raise ValueError(f"the shares train, valid and test must sum to 1, and sum to {total:g}")
 
     def assign(self, careers: Careers) -> NDArray[np.intp]:
-        ids = careers.table["person_id"].gather(careers.person_starts[:-1])
-        places_P = np.fromiter(map(self._place, ids), np.float64, careers.persons)
-        return np.searchsorted([self.train, self.train + self.valid], places_P, side="right")
+        ids = self._ids(careers.table["person_id"].gather(careers.person_starts[:-1]))
+        return np.searchsorted([self.train, self.train + self.valid], hashed_places(ids, self.salt), side="right")
 
     def wants(self, part: str) -> bool:
         return bool(getattr(self, part) > 0)
 
-    def _place(self, person_id: str) -> float:
-        return int(hashlib.sha256(f"{self.salt}:{person_id}".encode()).hexdigest()[:8], 16) / 2**32
+    def _ids(self, person_ids: pl.Series) -> pl.Series:
+        """What is hashed of every person."""
+        return person_ids
+
+
+def hashed_places(person_ids: pl.Series, salt: str) -> NDArray[np.float64]:
+    """A number in [0, 1) for every person: the first 32 bits of SHA-256 of "salt:person_id", over 2**32."""
+    texts = map(str.encode, f"{salt}:" + person_ids)
+    first_bytes = b"".join([hashlib.sha256(text).digest()[:4] for text in texts])
+    return np.frombuffer(first_bytes, ">u4") / 2**32
 
 
 def _column_problems(table: pl.DataFrame) -> list[str]:
@@ -338,6 +363,17 @@ def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, rows_N: pl.Series, na
         return ""
     lost = ours.with_columns(table[name])[places]
     return _problem(name, f"must be {kind}, and null where unknown", lost, rows_N[places])
+
+
+def _order(table: pl.DataFrame) -> pl.Series:
+    """The rows by person, then by year. Persons are ranked once each, since comparing text takes long."""
+    persons = table.select(pl.col("person_id").unique().sort(nulls_last=False)).to_series()
+    ranks = pl.DataFrame({"person_id": persons, "rank": np.arange(len(persons), dtype=np.int64)})
+    ranked = table.select("person_id", "year").join(
+        ranks, on="person_id", how="left", nulls_equal=True, maintain_order="left"
+    )
+    key = pl.col("rank") * 2**32 + pl.col("year").fill_null(-1).cast(pl.Int64)
+    return ranked.select(key.arg_sort()).to_series()
 
 
 def _in_order() -> pl.Expr:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from labor_llm.careers import Careers, Split
+from labor_llm.careers import CONSTANT, Careers, Split
 from labor_llm.taxonomy import Taxonomy
 
 COVARIATES = ("education", "region", "gender", "ethnicity", "birth_year", "log_wage", "weight")
@@ -21,7 +22,7 @@ RECORDS, PERSONS = "records", "persons"
 
 @dataclass(frozen=True)
 class Description:
-    """Tables of counts; every one has the columns ``records`` and ``persons``."""
+    """Tables of counts: ``records``, and (but for ``known``) ``persons``."""
 
     dataset: str
     source: str
@@ -92,36 +93,69 @@ def _summed(tables: list[pl.DataFrame]) -> pl.DataFrame:
 
 def _counts(careers: Careers, split: Split) -> dict[str, pl.DataFrame]:
     """The tables of a Description, for one part."""
-    lengths_P = np.diff(careers.person_starts)
-    person_N = pl.Series("person", np.repeat(np.arange(careers.persons, dtype=np.int32), lengths_P))
-    table = careers.table.with_columns(person_N, previous=careers.previous)
-    stays = (pl.col("previous") == pl.col("occupation")).fill_null(False)
-    persons = pl.DataFrame({"part": split.assign(careers), "length": lengths_P.astype(np.int64)})
-    names = dict(enumerate(split.PARTS))
-    of_parts = persons.with_columns(pl.col("part").replace_strict(names, return_dtype=pl.String)).group_by("part")
-    known = [
-        table.filter(pl.col(name).is_not_null()).select(pl.lit(name).alias("column"), *_sizes())
-        for name in COVARIATES
-    ]
-    values = [
-        table.select("person", pl.lit(name).alias("column"), pl.col(name).cast(pl.String).alias("value"))
-        .group_by("column", "value")
-        .agg(*_sizes())
-        for name in GROUPS
-    ]
+    table, lengths_P = careers.table, np.diff(careers.person_starts)
+    person_N = np.repeat(np.arange(careers.persons, dtype=np.int64), lengths_P)
+    codes = pl.Series("occupation", [*careers.taxonomy.codes, None], dtype=pl.String)
+    job_N = table["occupation"].cast(pl.Enum(careers.taxonomy.codes)).to_physical().to_numpy().astype(np.int64)
+    first_N = np.append(True, person_N[1:] != person_N[:-1]) if len(careers) else np.zeros(0, dtype=bool)
+    previous_N = np.where(first_N, len(codes) - 1, np.roll(job_N, 1))
+    moves = _sizes(person_N, previous_N * len(codes) + job_N)
+    pairs = moves["code"].to_numpy()
+    stayed = pl.Series("stays", (previous_N == job_N).astype(np.int64))
+    persons = table[careers.person_starts[:-1]].select(
+        *CONSTANT,
+        part=pl.Series(split.PARTS).gather(pl.Series(split.assign(careers))),
+        length=pl.Series(lengths_P.astype(np.int64)),
+    )
+    by_year = (
+        table.select("year", stayed).group_by("year").agg(pl.len().cast(pl.Int64).alias(RECORDS), pl.sum("stays"))
+    )
+    jobs = _sizes(person_N, job_N)
+    known = table.select(pl.col(name).count().cast(pl.Int64) for name in COVARIATES)
     return {
-        "splits": of_parts.agg(pl.col("length").sum().alias(RECORDS), pl.len().cast(pl.Int64).alias(PERSONS)),
-        "years": table.group_by("year").agg(*_sizes(), stays=stays.sum().cast(pl.Int64)),
-        "occupations": table.group_by("occupation").agg(*_sizes()),
-        "transitions": table.group_by("previous", "occupation").agg(*_sizes()),
-        "values": pl.concat(values),
-        "known": pl.concat(known),
-        "lengths": persons.group_by("length").agg(
-            (pl.len() * pl.col("length").first()).cast(pl.Int64).alias(RECORDS),
-            pl.len().cast(pl.Int64).alias(PERSONS),
+        "splits": _of_persons(persons, "part"),
+        "years": by_year.with_columns(pl.col(RECORDS).alias(PERSONS)),
+        "occupations": jobs.select(codes.gather(jobs["code"]), RECORDS, PERSONS),
+        "transitions": moves.select(
+            codes.gather(pairs // len(codes)).alias("previous"), codes.gather(pairs % len(codes)), RECORDS, PERSONS
         ),
+        "values": pl.concat(_values(table, persons, person_N, name) for name in GROUPS),
+        "known": known.unpivot(variable_name="column", value_name=RECORDS),
+        "lengths": _of_persons(persons, "length"),
     }
 
 
-def _sizes() -> tuple[pl.Expr, pl.Expr]:
-    return pl.len().cast(pl.Int64).alias(RECORDS), pl.col("person").n_unique().cast(pl.Int64).alias(PERSONS)
+def _of_persons(persons: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Counts by what is constant for a person, from one row per person."""
+    return persons.group_by(pl.col(name)).agg(
+        pl.sum("length").alias(RECORDS), pl.len().cast(pl.Int64).alias(PERSONS)
+    )
+
+
+def _sizes(person_N: NDArray[np.int64], code_N: NDArray[np.int64]) -> pl.DataFrame:
+    """Records and persons of every code; equal records in a row count once for the person."""
+    size = int(code_N.max(initial=0)) + 1
+    pair_N = person_N * size + code_N
+    new_N = np.append(True, pair_N[1:] != pair_N[:-1])
+    pairs = pl.Series(pair_N[new_N]).unique().to_numpy()
+    counts = pl.DataFrame(
+        {
+            "code": np.arange(size),
+            RECORDS: np.bincount(code_N, minlength=size),
+            PERSONS: np.bincount(pairs % size, minlength=size),
+        }
+    )
+    return counts.filter(pl.col(RECORDS) > 0)
+
+
+def _values(table: pl.DataFrame, persons: pl.DataFrame, person_N: NDArray[np.int64], name: str) -> pl.DataFrame:
+    """Counts of a column's values, null among them."""
+    if name in CONSTANT:
+        counts = _of_persons(persons, name)
+    else:
+        words = table[name].drop_nulls().unique().sort()
+        code_N = table[name].cast(pl.Enum(words)).to_physical().fill_null(len(words)).to_numpy().astype(np.int64)
+        sizes = _sizes(person_N, code_N)
+        counts = sizes.select(words.extend_constant(None, 1).gather(sizes["code"]), RECORDS, PERSONS)
+    value = pl.col(name).cast(pl.String).alias("value")
+    return counts.select(pl.lit(name).alias("column"), value, RECORDS, PERSONS)

@@ -9,6 +9,7 @@ import torch
 from conftest import small_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import prepare
 from benchmarks.machine import peak_rss_gib, write_result
 from benchmarks.panel import generated_panel, process, process_log_probs, stay_rate
 from benchmarks.scoring_engine import exact_flops
@@ -114,3 +115,12 @@ def test_the_scoring_benchmark_compares_the_same_numbers(tmp_path):
     assert result["pruned_certified_mass"] <= result["pruned_tolerance"]
     assert result["pruned_max_abs_diff_probability"] <= result["pruned_certified_mass_normalised"] + 1e-6
     assert len(list((tmp_path / "models").glob("*/complete.json"))) == 2
+
+
+def test_a_generated_file_is_prepared_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "CHUNK", 40)
+    records = prepare.generate(tmp_path / "panel.parquet", 100)
+    measured = prepare.measure(tmp_path / "panel.parquet", tmp_path)
+    assert (measured["persons"], measured["records"]) == (100, records)
+    assert measured["records_per_second"] > 0
+    assert prepare.measure_tokens(20)["render_tokenize_records_per_second_per_core"] > 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-RECORDS_PER_PART = 1_000_000
+RECORDS_PER_PART = 2_000_000
 SAMPLE = 100_000
 """Rows whose persons say where parts are cut."""
 

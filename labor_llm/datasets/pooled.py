@@ -6,7 +6,6 @@ stays in the part (train, valid, test) that they have in their own dataset, as l
 shares; so a model of the pool can be scored on the test persons of each.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import polars as pl
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from labor_llm.careers import Careers, Share, SplitByPerson
+from labor_llm.careers import Careers, Share, SplitByPerson, hashed_places
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
 
@@ -28,8 +27,8 @@ MARK = "/"
 class SplitBySource(SplitByPerson):
     """The split of the pooled datasets: by the person_id that a person has there."""
 
-    def _place(self, person_id: str) -> float:
-        return super()._place(person_id.partition(MARK)[2])
+    def _ids(self, person_ids: pl.Series) -> pl.Series:
+        return person_ids.str.replace(f"^[^{MARK}]*{MARK}", "")
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -85,17 +84,15 @@ class Pooled:
         return self.folder / source / "careers.parquet"
 
     def _sampled(self, part: Careers, source: str) -> pl.DataFrame:
-        """The records to take, with the dataset's name in person_id, and weights."""
+        """The records to take, with the dataset's name in person_id, and weights.
+
+        Everybody keeps their place, so a larger share takes those of a smaller one, and more.
+        """
         share = self.sources[source]
         prefixed = pl.concat_str(pl.lit(f"{source}{MARK}"), "person_id").alias("person_id")
         named = replace(part, table=part.table.with_columns(prefixed))
         ids = named.table["person_id"].gather(named.person_starts[:-1])
         training_P = self.split.assign(named) == 0
-        taken_P = ~training_P | (np.fromiter(map(_draw, ids), np.float64, named.persons) < share)
+        taken_P = ~training_P | (hashed_places(ids, "share") < share)
         taken_N = pl.Series(np.repeat(taken_P, np.diff(named.person_starts)))
         return named.table.filter(taken_N).with_columns(pl.col("weight") * self.weights.get(source, 1.0))
-
-
-def _draw(person_id: str) -> float:
-    """A number in [0, 1) that a person keeps: a larger share takes those of a smaller one, and more."""
-    return int(hashlib.sha256(f"share:{person_id}".encode()).hexdigest()[:8], 16) / 2**32
