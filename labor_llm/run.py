@@ -40,6 +40,7 @@ def run(cfg: DictConfig) -> float | None:
     The same command again skips a run that is complete and resumes one that is not.
     """
     _check(cfg, ("test", "valid"))
+    cfg = with_fitted_language(cfg)
     parts = build(cfg, ["dataset", "model", "tracker"])
     dataset, model = parts["dataset"], parts["model"]
     careers = read_prepared(dataset, Path(cfg.outputs))
@@ -56,6 +57,21 @@ def run(cfg: DictConfig) -> float | None:
             _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return _perplexity(folder)
+
+
+def with_fitted_language(cfg: DictConfig) -> DictConfig:
+    """The config itself or, if ``model.fitted`` names a run, one with that run's language model and settings."""
+    if cfg.model.get("fitted") is None:
+        return cfg
+    fitted = run_folder.read_config(Path(cfg.model.fitted).expanduser())
+    if fitted["model"]["_target_"] != cfg.model.language._target_:
+        raise ConfigError(
+            f"model.fitted: the run in {cfg.model.fitted} is of {fitted['name']!r}, which has no language model. "
+            "Name a run of model=language."
+        )
+    changed = cfg.copy()
+    OmegaConf.update(changed, "model.language", fitted["model"], merge=False)
+    return changed
 
 
 def score(cfg: DictConfig) -> float | None:

@@ -1,9 +1,10 @@
-"""Adapters: which weights of a backbone are trained, and how they are saved."""
+"""Adapters: which weights of a backbone are trained, if any, and how they are saved."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,6 +24,8 @@ class Adapter(ABC):
 
     name: str
     learning_rate: float
+    trains: ClassVar[bool] = True
+    """Whether there is a training step at all."""
 
     @abstractmethod
     def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
@@ -72,6 +75,40 @@ class FullFineTuning(Adapter):
     ) -> PreTrainedModel:
         saved = HubBackbone(name=backbone.name, path=str(folder), attention=getattr(backbone, "attention", "sdpa"))
         return saved.model(tokenizer, dtype)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class Frozen(Adapter):
+    """Nothing is trained: the backbone off the shelf."""
+
+    name: str = "frozen"
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Without effect: there for the trainer, which takes its own from the adapter."""
+    trains: ClassVar[bool] = False
+
+    def base_dtype(self, mixed: torch.dtype) -> torch.dtype:
+        return mixed
+
+    def apply(self, model: PreTrainedModel, backbone: Backbone, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
+        if not backbone.pretrained:
+            raise ConfigError(
+                f"adapter=frozen: backbone {backbone.name!r} has random weights, and nothing would train them. "
+                "Use a backbone with weights such as backbone=gpt2, or adapter=none."
+            )
+        if new_tokens:
+            raise ConfigError(
+                "adapter=frozen: label=token adds a vocabulary entry per title, and nothing would train them. "
+                "Use label=title, or adapter=lora."
+            )
+        return model.requires_grad_(False)
+
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Nothing was trained."""
+
+    def load(
+        self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    ) -> PreTrainedModel:
+        return self.apply(backbone.model(tokenizer, dtype), backbone)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

@@ -78,9 +78,12 @@ class CareerEncoder:
         template: ResumeTemplate,
         label: Label,
         taxonomy: Taxonomy,
+        prompt: Ids = (),
     ) -> None:
+        """``prompt``: tokens that stand before every header."""
         self.tokenizer, self.template, self.label, self.taxonomy = tokenizer, template, label, taxonomy
-        self.prefix: Ids = _prefix(tokenizer)
+        self.prompt = prompt
+        self.prefix: Ids = _prefix(tokenizer) + prompt
         texts = template.titles(label, taxonomy)
         self.titles: Mapping[str, Ids] = dict(
             zip(texts, self.encode_after(TITLE_ANCHOR, texts.values()), strict=True)
@@ -128,6 +131,12 @@ class CareerEncoder:
             title_ends=ends[prompt_places_N + 1],
             header_ends=ends[firsts_P],
         )
+
+    def needed(self, careers: Careers) -> int:
+        """Tokens of the longest header with what is before it, the longest prompt of a record and any title."""
+        headers = self.encode_after("", self.template.headers(careers).unique())
+        prompts = self.encode_after(PROMPT_ANCHOR, self.template.prompts(careers).unique())
+        return len(self.prefix) + sum(max(map(len, pieces)) for pieces in (headers, prompts, self.titles.values()))
 
     def check_boundaries(self, careers: Careers) -> None:
         """Warn where the tokenizer, given a whole text, would cut it elsewhere than between the pieces.

@@ -9,19 +9,22 @@ from typing import ClassVar
 import numpy as np
 import pytorch_lightning as L
 import torch
-from pydantic import ConfigDict
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from scipy.special import logsumexp
 from transformers import AutoTokenizer, PreTrainedModel
 
 from labor_llm.careers import Careers
-from labor_llm.errors import RunError
+from labor_llm.errors import ConfigError, RunError
 from labor_llm.language.adapters import Adapter
 from labor_llm.language.backbones import Backbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
 from labor_llm.language.context import every_record, most_recent
 from labor_llm.language.finetune import FineTuning, TrainerSettings, fine_tune, score_careers
+from labor_llm.language.prompts import PlainPrompt, Prompt, check_room
 from labor_llm.language.scoring import RealizedScoring, Scoring
+from labor_llm.language.states import prompt_states
 from labor_llm.language.title_tokens import add_title_tokens, start_from_means
 from labor_llm.language.token_files import encode_once
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers, Ids
@@ -51,12 +54,31 @@ class LanguageModel(OccupationModel):
     scoring: Scoring
     trainer: TrainerSettings
     seed: int
+    prompt: Prompt = Field(default_factory=PlainPrompt)
 
     file: ClassVar[str] = "language.json"
 
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None:
+        if self.adapter.trains and not isinstance(self.prompt, PlainPrompt):
+            raise ConfigError(
+                f"prompt={self.prompt.name} is for models off the shelf: one that is fine-tuned learns from the "
+                f"careers what a prompt would tell it. Use adapter=frozen, or prompt=plain with "
+                f"adapter={self.adapter.name}."
+            )
         L.seed_everything(self.seed, verbose=False)
         model = self._start(train)
+        if self.adapter.trains:
+            self._fine_tune(model, train, valid, workspace)
+        else:
+            self._module = FineTuning(model, self.trainer, total_steps=1, seed=self.seed)
+            logger.info(
+                "%s off the shelf, with %d tokens before every career (prompt=%s)",
+                self.backbone.name,
+                len(self._encoder.prompt),
+                self.prompt.name,
+            )
+
+    def _fine_tune(self, model: PreTrainedModel, train: Careers, valid: Careers, workspace: Workspace) -> None:
         settings = self.trainer
         training = self._training_careers(train, model, "training", workspace)
         validation = self._training_careers(valid, model, "validation", workspace)
@@ -90,17 +112,18 @@ class LanguageModel(OccupationModel):
             pieces = add_title_tokens(self._encoder)
             self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy)
         self._encoder.check_boundaries(sample)
+        if told := self.prompt.ids(self._encoder, train, self.choice_set):
+            self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy, told)
         model = self.backbone.model(tokenizer, self._dtype, self.adapter.quantization)
+        if told:
+            check_room(self.prompt, self._encoder, sample, self._context(model), self.backbone.name)
         start_from_means(model, pieces)
         return self.adapter.apply(model, self.backbone, list(pieces))
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
         trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
         realised_N = choice_indices(careers.table["occupation"], self.choice_set)
-        # A realised title may be outside the choice set, and longer than any in it.
-        longest_title = max(map(len, self._encoder.titles.values()))
-        tokens = encode_once(self._encoder, careers, workspace.tokens)
-        encoded = every_record(tokens, self._context(self._module.model), longest_title)
+        encoded = self._every_record(careers, workspace)
         scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
         raw_NJ = scores.raw_QJ.double().numpy()
         if isinstance(self.scoring, RealizedScoring):
@@ -108,6 +131,19 @@ class LanguageModel(OccupationModel):
         log_mass_N = logsumexp(raw_NJ, axis=1)
         bound_N = scores.bound_Q.numpy() if self.scoring.allowed_error else None
         return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N, bound_N)
+
+    def states(self, careers: Careers, workspace: Workspace) -> NDArray[np.float32]:
+        """What the model knows when it is about to write each record's title: its last layer's state, (N, E)."""
+        self._check_fitted("states")
+        encoded, max_tokens = self._every_record(careers, workspace), self.scoring.max_tokens
+        return prompt_states(self._module.model, encoded, self.trainer, max_tokens, workspace.progress)
+
+    def _every_record(self, careers: Careers, workspace: Workspace) -> EncodedCareers:
+        """Tokenize careers; those that the model's context does not hold in several views."""
+        # A realised title may be outside the choice set, and longer than any in it.
+        longest_title = max(map(len, self._encoder.titles.values()))
+        tokens = encode_once(self._encoder, careers, workspace.tokens)
+        return every_record(tokens, self._context(self._module.model), longest_title)
 
     def _training_careers(
         self, careers: Careers, model: PreTrainedModel, part: str, workspace: Workspace
@@ -141,13 +177,14 @@ class LanguageModel(OccupationModel):
         self.adapter.save(self._module.model, folder)
         self._encoder.tokenizer.save_pretrained(folder)
         revision = getattr(self._module.model.config, "_commit_hash", None)
-        facts = {"titles": self._encoder.fingerprint, "revision": revision}
+        facts = {"titles": self._encoder.fingerprint, "revision": revision, "prompt": self._encoder.prompt}
         (folder / self.file).write_text(json.dumps(facts))
 
     def _load(self, folder: Path) -> None:
         facts = json.loads((folder / self.file).read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._encoder = CareerEncoder(tokenizer, self.template, self.label, self.taxonomy)
+        told = tuple(facts.get("prompt", ()))  # the first version wrote none
+        self._encoder = CareerEncoder(tokenizer, self.template, self.label, self.taxonomy, told)
         if self._encoder.fingerprint != facts["titles"]:
             raise RunError(
                 f"the tokenizer in {folder} no longer gives the token ids that the model was trained with. "
