@@ -109,7 +109,7 @@ class CareerText:
                         records.drop("line"),
                         dataset=self.name,
                         taxonomy=taxonomy,
-                        source=f"{SOURCE}, {part}.*",
+                        source=SOURCE,
                         rows=records["line"],
                     )
 
@@ -168,7 +168,7 @@ class CareerText:
             _check_counts(files[ending], found.list.len(), counts, files["job"], first)
         for ending in lines.keys() & PER_PERSON.keys():
             table = table.with_columns(_single(files[ending], lines[ending], first).alias(PER_PERSON[ending]))
-        report.count("persons in the files", table)
+        report.count("lines in the files", table)
         report.drop("the line has no records", table.filter(counts == 0))
         kept = counts > 0
         records = table.filter(kept).select(pl.all().repeat_by(counts.filter(kept)).explode())
