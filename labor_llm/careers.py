@@ -46,6 +46,8 @@ CONSTANT = ("survey", "gender", "ethnicity", "birth_year")
 TEXT = ("person_id", "survey", "education", "region", "gender", "ethnicity")
 YEARS = (1900, 2100)
 METADATA = "labor_llm"
+SOURCE_MARK = "::"
+"""Stands in a pool's person_id between the name of the dataset and the person_id there."""
 SHOWN = 3
 """Records that a message names before it only counts them."""
 COUNTED = 1000
@@ -317,6 +319,11 @@ class SplitByPerson(Split):
     def _ids(self, person_ids: pl.Series) -> pl.Series:
         """What is hashed of every person."""
         return person_ids
+
+
+def own_ids(person_ids: pl.Expr) -> pl.Expr:
+    """The person_id that a person has in their own dataset, pooled or not."""
+    return person_ids.str.replace(f"^.*?{SOURCE_MARK}", "")
 
 
 def hashed_places(person_ids: pl.Series, salt: str) -> NDArray[np.float64]:

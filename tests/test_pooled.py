@@ -7,6 +7,8 @@ from labor_llm.datasets import read
 from labor_llm.datasets.pooled import Pooled
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
+from labor_llm.models.base import choice_set
+from labor_llm.models.empirical import Empirical
 from labor_llm.taxonomy import Taxonomy
 from labor_llm.templates import ResumeTemplate, Titles
 
@@ -43,7 +45,7 @@ def test_a_pool_holds_everybody_and_names_the_survey_in_the_first_line(sources, 
     assert (pool.persons, len(pool)) == (100, 200)
     assert report.steps["records of a-b"] == {"persons": 60, "records": 120}
     weights = pool.table.group_by(pl.col("person_id").str.head(2)).agg(pl.col("weight").unique())
-    assert dict(weights.iter_rows()) == {"a/": [6.0], "a-": [2.0]}
+    assert dict(weights.iter_rows()) == {"a:": [6.0], "a-": [2.0]}
     surveys = {text.splitlines()[0] for text in ResumeTemplate().texts(pool, Titles())}
     assert surveys == {"<A worker from the A dataset>", "<A worker from the A-B dataset>"}
 
@@ -53,7 +55,7 @@ def test_everybody_stays_in_the_part_of_their_own_dataset(sources, tmp_path):
     parts = pool.split(read(pool))
     for part in ("train", "valid", "test"):
         own = {
-            f"{name}/{person}"
+            f"{name}::{person}"
             for name, careers in sources.items()
             for person in getattr(SplitByPerson()(careers), part).table["person_id"]
         }
@@ -66,7 +68,7 @@ def test_a_share_takes_training_persons_only_and_a_larger_one_takes_more(sources
         return set(getattr(pool.split(read(pool)), part).table["person_id"])
 
     assert persons(0.2, "train") < persons(0.6, "train") < persons(1.0, "train")
-    assert not any(person.startswith("a-b/") for person in persons(0.0, "train"))
+    assert not any(person.startswith("a-b::") for person in persons(0.0, "train"))
     assert persons(0.0, "test") == persons(1.0, "test")
 
 
@@ -80,3 +82,12 @@ def test_what_does_not_fit_together_is_refused(sources, tmp_path):
         pooled(tmp_path, weights={"b": 2.0})
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         pooled(tmp_path, sources={"a": 2.0})
+
+
+def test_a_model_of_the_pool_knows_its_training_persons_in_their_own_dataset(sources, tmp_path):
+    pool = pooled(tmp_path)
+    splits = pool.split(read(pool))
+    model = Empirical().fit(splits.train, splits.valid, choice_set(splits.train))
+    own = SplitByPerson()(sources["a-b"])
+    assert model.persons_seen(own.train) == own.train.persons
+    assert model.persons_seen(own.test) == 0

@@ -15,12 +15,9 @@ import polars as pl
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from labor_llm.careers import Careers, Share, SplitByPerson, hashed_places
+from labor_llm.careers import SOURCE_MARK, Careers, Share, SplitByPerson, hashed_places, own_ids
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
-
-MARK = "/"
-"""Stands between a dataset's name and the person_id in it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -28,7 +25,7 @@ class SplitBySource(SplitByPerson):
     """The split of the pooled datasets: by the person_id that a person has there."""
 
     def _ids(self, person_ids: pl.Series) -> pl.Series:
-        return person_ids.str.replace(f"^[^{MARK}]*{MARK}", "")
+        return person_ids.to_frame().select(own_ids(pl.col(person_ids.name))).to_series()
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -65,7 +62,7 @@ class Pooled:
                 f"labor-llm prepare dataset={absent[0]} with its dataset.raw"
             )
         first = next(Careers.read_parts(self._path(next(iter(self.sources)))))
-        for source in sorted(self.sources, key=lambda name: name + MARK):
+        for source in sorted(self.sources, key=lambda name: name + SOURCE_MARK):
             for part in Careers.read_parts(self._path(source)):
                 if part.taxonomy != first.taxonomy:
                     raise DataError(
@@ -89,7 +86,7 @@ class Pooled:
         Everybody keeps their place, so a larger share takes those of a smaller one, and more.
         """
         share = self.sources[source]
-        prefixed = pl.concat_str(pl.lit(f"{source}{MARK}"), "person_id").alias("person_id")
+        prefixed = pl.concat_str(pl.lit(f"{source}{SOURCE_MARK}"), "person_id").alias("person_id")
         named = replace(part, table=part.table.with_columns(prefixed))
         ids = named.table["person_id"].gather(named.person_starts[:-1])
         training_P = self.split.assign(named) == 0

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labor_llm.careers import Careers
+from labor_llm.careers import Careers, own_ids
 from labor_llm.errors import DataError, RunError
 from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities
 from labor_llm.taxonomy import Taxonomy
@@ -133,5 +133,6 @@ class OccupationModel(ABC):
 
 def _person_hashes(careers: Careers) -> set[str]:
     """What recognises a person again: 64 bits of a hash of the survey and the person_id."""
-    persons = careers.table.select(pl.concat_str("survey", "person_id", separator="\n").unique()).to_series()
+    person = pl.concat_str("survey", own_ids(pl.col("person_id")), separator="\n")
+    persons = careers.table.select(person.unique()).to_series()
     return {hashlib.sha256(person.encode()).hexdigest()[:16] for person in persons}
