@@ -28,6 +28,7 @@ VERBS = {
     "describe": "labor_llm.preparation:describe",
     "variables": "labor_llm.preparation:variables",
     "score": "labor_llm.run:score",
+    "forecast": "labor_llm.forecast:forecast",
     "compare": "labor_llm.compare:compare_verb",
 }
 HELP = """labor-llm predicts careers with language models, beside every rival.
@@ -38,6 +39,7 @@ HELP = """labor-llm predicts careers with language models, beside every rival.
   labor-llm run dataset=wage_panel model=markov       fit a model, score it, evaluate it
   labor-llm run -m backbone=nano,micro label=title,code     one run per combination
   labor-llm score RUN                                 score a finished run again
+  labor-llm forecast RUN cutoff=2014                  draw the years after, and say how well they were foretold
   labor-llm compare RUN_OR_FOLDER ...                 one table, paired differences, standard errors
 
 labor-llm VERB --help lists what can be chosen; labor-llm VERB --cfg job shows the configuration.
@@ -111,13 +113,13 @@ def _check_flags(args: Namespace) -> None:
 
 def with_paths(verb: str, words: Sequence[str]) -> list[str]:
     """Overrides that Hydra can read: paths are quoted; those that stand alone become ``runs`` or ``run``."""
-    paths = [word for word in words if verb in ("compare", "score") and _is_path(word)]
+    paths = [word for word in words if verb in ("compare", "score", "forecast") and _is_path(word)]
     overrides = [_with_path_value(word) for word in words if word not in paths]
-    if verb == "score" and len(paths) > 1:
-        raise ConfigError(f"score takes one run, got {len(paths)}: {', '.join(paths)}")
+    if verb != "compare" and len(paths) > 1:
+        raise ConfigError(f"{verb} takes one run, got {len(paths)}: {', '.join(paths)}")
     if paths:
         values = ",".join(map(quoted, paths))
-        overrides.append(f"run={values}" if verb == "score" else f"runs=[{values}]")
+        overrides.append(f"runs=[{values}]" if verb == "compare" else f"run={values}")
     return overrides
 
 

@@ -7,9 +7,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
 from labor_llm import run_folder
@@ -24,7 +26,7 @@ from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)
 
-DECISIVE = ("dataset", "model", "predict", "keep_distribution", "seed")
+DECISIVE = ("dataset", "model", "predict", "keep_distribution", "known_until", "seed")
 """The parts of a config on which a run's results depend, but for the following keys."""
 INDIFFERENT = (
     "dataset.raw",
@@ -49,7 +51,7 @@ def run(cfg: DictConfig) -> float | None:
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
     else:
-        splits = _nonempty(dataset.split(careers), cfg.predict)
+        splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
@@ -182,6 +184,17 @@ def _check(cfg: DictConfig, parts: tuple[str, ...]) -> None:
             problems.append(f"{key} names a folder: letters, digits and _ . + = , - only, got {str(name)!r}")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _known(splits: Splits, until: int | None) -> Splits:
+    """The splits, but training and validation careers end with the year ``until``."""
+    if until is None:
+        return splits
+    kept = {part: getattr(splits, part) for part in ("train", "valid")}
+    of_time = pl.col("year") <= until
+    return replace(
+        splits, **{part: replace(careers, table=careers.table.filter(of_time)) for part, careers in kept.items()}
+    )
 
 
 def _nonempty(splits: Splits, predict: str) -> Splits:

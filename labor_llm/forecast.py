@@ -1,0 +1,97 @@
+"""The verb that goes on with careers: what a fitted model foretells after a year, and how well it did."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from labor_llm import run_folder
+from labor_llm.build import build
+from labor_llm.careers import Careers
+from labor_llm.errors import ConfigError, unknown
+from labor_llm.future import Future, foretell
+from labor_llm.prepared import read_prepared
+
+logger = logging.getLogger(__name__)
+
+
+def forecast(cfg: DictConfig) -> None:
+    """Draw future careers with the fitted model of a complete run, and write how well they were foretold."""
+    fitted = Path(cfg.run).resolve()
+    config = run_folder.read_config(fitted)
+    cutoff = _checked(cfg, config)
+    parts = build(OmegaConf.create(config), ["dataset", "model"])
+    careers: Careers = read_prepared(parts["dataset"], fitted.parents[2])
+    chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
+    model = parts["model"].load(fitted / run_folder.MODEL)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{config['name']}: drawing careers after {cutoff}")
+        future = foretell(
+            model,
+            chosen,
+            cutoff,
+            cfg.horizon,
+            cfg.paths,
+            cfg.covariates,
+            cfg.seed,
+            lambda done, persons: progress.update(task, completed=done, total=persons),
+        )
+    settings = (cfg.predict, cfg.covariates, cfg.horizon, cfg.paths, cfg.seed)
+    folder = fitted / "forecasts" / "-".join(map(str, (cutoff, *settings)))
+    _write(future, folder, cfg.keep_paths)
+    Console().print(_shown(future, f"{config['name']}: records after {cutoff}, {cfg.paths} paths"))
+    logger.info("results: %s", folder)
+
+
+def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
+    """The last known year; a ConfigError with all that is wrong."""
+    problems = []
+    until: int | None = config.get("known_until")
+    cutoff: int | None = until if cfg.cutoff is None else cfg.cutoff
+    if not isinstance(cutoff, int):
+        problems.append("cutoff: name the last year that is known, such as cutoff=2014")
+    for key, least in (("horizon", 1), ("paths", 1), ("seed", 0)):
+        if not isinstance(cfg[key], int) or cfg[key] < least:
+            problems.append(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
+    for key, known in (("covariates", ("observed", "carried")), ("predict", ("test", "valid", "all"))):
+        if cfg[key] not in known:
+            problems.append(unknown("value", str(cfg[key]), known, f" of {key}"))
+    if problems or not isinstance(cutoff, int):
+        raise ConfigError("\n".join(problems))
+    if until is None or until > cutoff:
+        logger.warning(
+            "the model was trained on records after %d, too, if on other persons: to know no more than was known "
+            "then, train it with known_until=%d",
+            cutoff,
+            cutoff,
+        )
+    return cutoff
+
+
+def _write(future: Future, folder: Path, keep_paths: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    future.records.write_parquet(folder / "records.parquet")
+    if keep_paths:
+        future.paths.write_parquet(folder / "paths.parquet")
+    run_folder.write_atomically(folder / "forecast.csv", future.table().write_csv())
+
+
+def _shown(future: Future, title: str) -> Table:
+    """Years ahead by metric, standard errors in brackets."""
+    table = future.table()
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    metrics = table["metric"].unique(maintain_order=True).to_list()
+    for name in ("years ahead", "records", *metrics):
+        shown.add_column(name, justify="right")
+    for rows in table.partition_by("years_ahead", maintain_order=True):
+        cells = [
+            "-" if value is None else f"{value:.3f}" + ("" if se is None else f" ({se:.3f})")
+            for value, se in rows.select("value", "se").iter_rows()
+        ]
+        shown.add_row(rows["years_ahead"][0], f"{rows['records'][0]:,}", *cells)
+    return shown

@@ -1,0 +1,147 @@
+"""Future careers against chains whose later distributions are known."""
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import CHOICES, TEST, TRAIN, VALID, panel
+from hydra import compose, initialize_config_dir
+
+from labor_llm.configs import conf_folder
+from labor_llm.errors import ConfigError, DataError
+from labor_llm.forecast import forecast
+from labor_llm.future import foretell
+from labor_llm.models.empirical import Empirical
+from labor_llm.models.markov import Markov
+from labor_llm.run import run
+from labor_llm.run_folder import is_complete
+
+
+def silent(done: int, persons: int) -> None:
+    """Tells nobody."""
+
+
+@pytest.fixture(scope="module")
+def markov():
+    return Markov().fit(TRAIN, VALID, CHOICES)
+
+
+CUTOFF = int(TEST.table["year"].min()) + 1
+
+
+def drawn(model, careers=TEST, paths=50, covariates="observed", horizon=10, seed=0, cutoff=CUTOFF):
+    return foretell(model, careers, cutoff, horizon, paths, covariates, seed, silent)
+
+
+def test_the_next_record_is_foretold_by_the_model_itself(markov):
+    future = drawn(markov, horizon=1, paths=3)
+    rows = TEST.table.with_row_index().join(future.records, on=["person_id", "year"], how="semi")["index"]
+    assert len(rows) == future.records.height > 0
+    np.testing.assert_allclose(future.records["log_probs"].to_numpy(), markov.log_probs(TEST)[rows.to_numpy()])
+
+
+def test_later_records_follow_the_powers_of_a_transition_matrix(markov):
+    careers = panel(person_id=["x"] * 5, year=[1980, 1981, 1982, 1983, 1984], occupation=["095"] * 5)
+    future = drawn(markov, careers, paths=4000, cutoff=1981)
+    transition = markov.probabilities_IJ_[: len(CHOICES)]
+    expected = transition[CHOICES.index("095")]
+    for ahead in (1, 2, 3):
+        found = np.exp(future.records.filter(years_ahead=ahead)["log_probs"].to_numpy()[0])
+        np.testing.assert_allclose(found, expected, atol=0.02)
+        expected = expected @ transition
+    drawn_shares = future.paths.filter(year=1984)["occupation"].value_counts(normalize=True)
+    for code, share in drawn_shares.iter_rows():
+        assert share == pytest.approx(
+            float((transition[CHOICES.index("095")] @ transition @ transition)[CHOICES.index(code)]), abs=0.03
+        )
+
+
+def test_nothing_after_the_cutoff_is_known(markov):
+    later = pl.when(pl.col("year") > CUTOFF).then(pl.lit(CHOICES[0])).otherwise("occupation").alias("occupation")
+    changed = panel(
+        **TEST.table.with_columns(later).select("person_id", "year", "occupation").to_dict(as_series=False)
+    )
+    plain = panel(**TEST.table.select("person_id", "year", "occupation").to_dict(as_series=False))
+    before, after = drawn(markov, plain), drawn(markov, changed)
+    assert before.paths.equals(after.paths)
+    np.testing.assert_array_equal(before.records["log_probs"].to_numpy(), after.records["log_probs"].to_numpy())
+
+
+def test_persons_are_drawn_alike_in_large_and_small_groups_and_for_every_seed_differently(markov, monkeypatch):
+    whole = drawn(Empirical().fit(TRAIN, VALID, CHOICES), paths=5)
+    assert drawn(Empirical().fit(TRAIN, VALID, CHOICES), paths=5).paths.equals(whole.paths)
+    assert not drawn(Empirical().fit(TRAIN, VALID, CHOICES), paths=5, seed=1).paths.equals(whole.paths)
+    monkeypatch.setattr("labor_llm.future.RECORDS_AT_A_TIME", 1)
+    alone = drawn(markov, paths=5)
+    assert alone.records.select("person_id", "year").equals(whole.records.select("person_id", "year"))
+
+
+def test_covariates_are_carried_from_the_last_known_record(markov):
+    seen = []
+
+    class Watching(Markov):
+        def _predict(self, careers, workspace):
+            seen.append(careers.table)
+            return super()._predict(careers, workspace)
+
+    watching = Watching().fit(TRAIN, VALID, CHOICES)
+    careers = panel(
+        person_id=["x"] * 3, year=[1980, 1981, 1982], occupation=["095"] * 3, education=["low", "middle", "high"]
+    )
+    drawn(watching, careers, paths=1, covariates="carried", cutoff=1981)
+    assert seen[-1]["education"].to_list() == ["low", "middle", "middle"]
+    drawn(watching, careers, paths=1, covariates="observed", cutoff=1981)
+    assert seen[-1]["education"].to_list() == ["low", "middle", "high"]
+
+
+def test_the_table_has_perplexities_and_states_by_year(markov):
+    future = drawn(markov)
+    table = future.table()
+    everything = table.filter(years_ahead="all", metric="perplexity").row(0, named=True)
+    log_prob = future.records["log_prob"].drop_nulls()
+    assert everything["value"] == pytest.approx(np.exp(-log_prob.mean()))
+    assert everything["records"] == len(log_prob)
+    states = {f"auc_{code}" for code in CHOICES if code in TEST.taxonomy.states}
+    assert set(table["metric"]) == {"perplexity", *states}
+
+
+def test_without_a_future_there_is_nothing_to_foretell(markov):
+    with pytest.raises(DataError, match=r"nobody .* records both up to 1800 and in the 10 years after"):
+        drawn(markov, cutoff=1800)
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """The folder of a run that knows nothing after 1984."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        run(compose("run", [f"outputs={tmp_path}", "model=markov", "tracker=jsonl", "known_until=1984"]))
+    return next(folder for folder in (tmp_path / "wage_panel/markov").iterdir() if is_complete(folder))
+
+
+def composed(folder, *overrides):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("forecast", [f"run='{folder}'", "paths=20", *overrides])
+
+
+def test_a_run_that_ends_early_is_forecast_from_there(fitted, capsys):
+    forecast(composed(fitted, "keep_paths=true"))
+    assert "records after 1984" in capsys.readouterr().out
+    (written,) = (fitted / "forecasts").iterdir()
+    table = pl.read_csv(written / "forecast.csv", infer_schema_length=None)
+    perplexities = table.filter(metric="perplexity")
+    assert perplexities["years_ahead"].cast(pl.String).to_list() == ["1", "2", "3", "all"]
+    assert perplexities["value"][0] < perplexities["value"][2]
+    assert pl.read_parquet(written / "paths.parquet").height == 20 * 3 * 116
+
+
+def test_training_ends_with_the_last_known_year(tmp_path):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        perplexities = {
+            run(compose("run", [f"outputs={tmp_path}", "model=markov", "tracker=jsonl", f"known_until={year}"]))
+            for year in (1981, 1986, "null")
+        }
+    assert len(perplexities) == 3
+
+
+def test_all_mistakes_are_said(fitted):
+    with pytest.raises(ConfigError, match=r"(?s)paths must be .* got 0.*unknown value 'guessed' of covariates"):
+        forecast(composed(fitted, "paths=0", "covariates=guessed"))
