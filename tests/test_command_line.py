@@ -237,7 +237,7 @@ def test_help_and_version(type_in):
     assert type_in("--version")[1] == type_in("run", "--version")[1]
     code, out, _ = type_in("run", "--help")
     assert code == 0
-    assert "Verbs: run, prepare, score, compare." in out
+    assert "Verbs: variables, prepare, describe, run, score, forecast, compare." in out
     assert "backbone: micro, nano\ndataset: panel, table\n" in out
 
 
