@@ -1,36 +1,19 @@
-"""From predictions to metrics, each with a standard error clustered by person. Knows no model.
+"""From predictions to metrics, each with a standard error clustered by person. Knows no model."""
 
-Formulas. A person g contributes the sums A_g and B_g, and a metric is R = sum A_g / sum B_g. Its variance by
-linearisation is G/(G-1) sum_g (A_g - R B_g)^2 / (sum B_g)^2 (Cochran 1977, Sampling Techniques, ch. 6 and 9;
-for a mean it equals least squares on a constant with person-clustered errors, Liang and Zeger 1986).
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, isnan, sqrt
-from typing import Any, NamedTuple
+from math import isfinite
+from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
+from labor_llm.clustered import UNDEFINED, Estimate, clustered_mean
 from labor_llm.errors import RunError
+from labor_llm.forecasts import EVENTS, Forecasts
 from labor_llm.predictions import Predictions
-
-
-class Estimate(NamedTuple):
-    """A value and its standard error, from so many records of so many persons; None where undefined.
-
-    A value is undefined without records (or, for the AUC, with one class only), its standard error with one
-    person only or an infinite value.
-    """
-
-    value: float | None
-    se: float | None
-    records: int
-    persons: int
 
 
 @dataclass(frozen=True)
@@ -106,14 +89,20 @@ class PairedDifference:
 
 
 def evaluate(predictions: Predictions) -> Evaluation:
-    """Every metric on every subset; the event task, to leave one's occupation, on transitions only."""
+    """Every metric on every subset, and of event forecasts their AUC and Brier score, which are of transitions.
+
+    Weighted by survey weights, if there are any, the names end in ``_weighted``: records without a weight or with
+    a zero one are left out. Events other than ``move`` are absent where nobody is at risk of them.
+    """
     table = predictions.table
+    weightings = {"": None} | ({"_weighted": WEIGHT} if (table["weight"] > 0).any() else {})
     lines = [
-        (subset, metric, *estimator(table.filter(condition)))
+        (subset, f"{metric}{suffix}", *estimator(table.filter(condition), weight=weight))
         for subset, condition in SUBSETS.items()
         for metric, estimator in METRICS.items()
+        for suffix, weight in weightings.items()
     ]
-    lines += [("transitions", metric, *estimator(table)) for metric, estimator in MOVE_METRICS.items()]
+    lines += [line for event in EVENTS for line in _event_lines(Forecasts.of(table, event), event, weightings)]
     return Evaluation(
         pl.DataFrame(lines, schema=SCHEMA, orient="row"),
         records=table.height,
@@ -122,24 +111,13 @@ def evaluate(predictions: Predictions) -> Evaluation:
     )
 
 
-def clustered_mean(table: pl.DataFrame, value: pl.Expr, weight: pl.Expr | None = None) -> Estimate:
-    """The (weighted) mean over the records where neither is null; formulas at the head of the module."""
-    records = table.select(
-        "person_id", value=value.cast(pl.Float64), weight=pl.lit(1.0) if weight is None else weight
-    )
-    records = records.drop_nulls()
-    if records.is_empty():
-        return Estimate(None, None, 0, 0)
-    sums = records.group_by("person_id", maintain_order=True).agg(
-        (pl.col("weight") * pl.col("value")).sum().alias("value"), pl.col("weight").sum()
-    )
-    values_G, weights_G = sums["value"].to_numpy(), sums["weight"].to_numpy()
-    mean, persons = float(values_G.sum() / weights_G.sum()), len(sums)
-    se = None
-    if persons > 1 and isfinite(mean):
-        squares = float(np.square(values_G - mean * weights_G).sum())
-        se = sqrt(persons / (persons - 1) * squares) / float(weights_G.sum())
-    return Estimate(None if isnan(mean) else mean, se, records.height, persons)
+def _event_lines(forecasts: Forecasts, event: str, weightings: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+    if not len(forecasts.table) and event != "move":
+        return
+    for suffix in weightings:
+        chosen = forecasts.weighable if suffix else forecasts
+        for metric, estimate in (("auc", chosen.auc(bool(suffix))), ("brier", chosen.brier(bool(suffix)))):
+            yield "transitions", f"{event}_{metric}{suffix}", *estimate
 
 
 def perplexity(table: pl.DataFrame, log_prob: pl.Expr, weight: pl.Expr | None = None) -> Estimate:
@@ -150,51 +128,6 @@ def perplexity(table: pl.DataFrame, log_prob: pl.Expr, weight: pl.Expr | None = 
     with np.errstate(over="ignore"):
         value = float(np.exp(-mean))
     return Estimate(value, None if se is None else value * se, records, persons)
-
-
-def clustered_auc(
-    persons_N: NDArray[np.integer], events_N: NDArray[np.bool_], scores_N: NDArray[np.floating]
-) -> Estimate:
-    """Area under the ROC curve, ties counted half; ``persons_N`` numbers the persons from zero.
-
-    A placement value is the share of the other class that a record outranks: with m events and n others,
-    V10_i = (R_i - R_i among events) / n and V01_j = 1 - (R_j - R_j among others) / m in midranks R (DeLong,
-    DeLong and Clarke-Pearson 1988; Sun and Xu 2014). Deviations from the AUC are summed within persons to
-    D10_g and D01_g, and with I10 and I01 persons who have an event or a non-event, and I persons in all,
-    var = I10/(I10-1) sum D10^2 / m^2 + I01/(I01-1) sum D01^2 / n^2 + 2 I/(I-1) sum D10 D01 / (m n)
-    (Obuchowski 1997, Biometrics 53). With one record per person it is DeLong's variance.
-    """
-    count = len(np.unique(persons_N))
-    m, n = int(events_N.sum()), int((~events_N).sum())
-    if m == 0 or n == 0:
-        return Estimate(None, None, m + n, count)
-    ranks_N = rankdata(scores_N)
-    placements_N = np.empty(len(scores_N))
-    placements_N[events_N] = (ranks_N[events_N] - rankdata(scores_N[events_N])) / n
-    placements_N[~events_N] = 1 - (ranks_N[~events_N] - rankdata(scores_N[~events_N])) / m
-    auc = float(placements_N[events_N].mean())
-    variance = _auc_variance(persons_N, events_N, placements_N - auc)
-    # The three factors differ, so that with few persons the sum can fall below zero.
-    return Estimate(auc, sqrt(variance) if variance >= 0 else None, m + n, count)
-
-
-def _auc_variance(
-    persons_N: NDArray[np.integer], events_N: NDArray[np.bool_], deviations_N: NDArray[np.float64]
-) -> float:
-    """The sum of three terms in ``clustered_auc``; NaN where a class has fewer than two persons."""
-    sums, factors = [], []
-    for chosen_N in (events_N, ~events_N):
-        deviations_G = np.bincount(persons_N[chosen_N], deviations_N[chosen_N], minlength=persons_N.max() + 1)
-        sums.append(deviations_G / chosen_N.sum())
-        factors.append(_correction(persons_N[chosen_N]))
-    (events_G, others_G), (of_events, of_others) = sums, factors
-    own = of_events * (events_G @ events_G) + of_others * (others_G @ others_G)
-    return float(own + 2 * _correction(persons_N) * (events_G @ others_G))
-
-
-def _correction(persons_N: NDArray[np.integer]) -> float:
-    count = len(np.unique(persons_N))
-    return count / (count - 1) if count > 1 else np.nan
 
 
 def differing_records(a: Predictions, b: Predictions) -> int:
@@ -226,24 +159,11 @@ def _joined(a: Predictions, b: Predictions) -> pl.DataFrame:
     return joined.with_columns(differs=pl.col("occupation").ne_missing(pl.col("occupation_b")))
 
 
-def _top(table: pl.DataFrame, size: int) -> Estimate:
+def _top(table: pl.DataFrame, size: int, weight: pl.Expr | None = None) -> Estimate:
     """Share of records whose occupation is among the ``size`` most probable; outside the set is a miss."""
     if table["rank"].is_null().all() and table["in_choice_set"].any():  # realised occupations only: no ranks
-        return Estimate(None, None, 0, 0)
-    return clustered_mean(table, (pl.col("rank") <= size).fill_null(False))
-
-
-def _move_auc(table: pl.DataFrame) -> Estimate:
-    """How well the probability of leaving one's occupation tells movers from stayers."""
-    transitions = table.select("person_id", "moved", "log_prob_stay").drop_nulls()
-    persons = transitions["person_id"].rank("dense").to_numpy().astype(np.int64) - 1
-    # The order of 1 - exp(log_prob_stay), without its rounding.
-    return clustered_auc(persons, transitions["moved"].to_numpy(), -transitions["log_prob_stay"].to_numpy())
-
-
-def _move_brier(table: pl.DataFrame) -> Estimate:
-    """Mean square of the probability of leaving one's occupation minus whether one did (Brier 1950)."""
-    return clustered_mean(table, (1 - pl.col("log_prob_stay").exp() - pl.col("moved").cast(pl.Float64)).pow(2))
+        return UNDEFINED
+    return clustered_mean(table, (pl.col("rank") <= size).fill_null(False), weight)
 
 
 def _finite(number: float | None) -> float | None:
@@ -269,18 +189,13 @@ SUBSETS: Mapping[str, pl.Expr] = {
     "stayers": ~pl.col("moved"),
     "movers": pl.col("moved"),
 }
-Estimator = Callable[[pl.DataFrame], Estimate]
-METRICS: Mapping[str, Estimator] = {
+WEIGHT = pl.when(pl.col("weight") > 0).then(pl.col("weight"))
+METRICS: Mapping[str, Callable[..., Estimate]] = {
     "perplexity": partial(perplexity, log_prob=pl.col("log_prob")),
     "perplexity_raw": partial(perplexity, log_prob=pl.col("log_prob_raw")),
-    "perplexity_weighted": partial(
-        perplexity,
-        log_prob=pl.col("log_prob"),
-        weight=pl.when(pl.col("weight") > 0).then(pl.col("weight")),
-    ),
     "log_score": partial(clustered_mean, value=pl.col("log_prob")),
     "top1": partial(_top, size=1),
     "top5": partial(_top, size=5),
     "top10": partial(_top, size=10),
 }
-MOVE_METRICS: Mapping[str, Estimator] = {"move_auc": _move_auc, "move_brier": _move_brier}
+"""Each takes a table and, by keyword, a weight."""

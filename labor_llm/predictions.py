@@ -4,7 +4,7 @@ Shapes: N records in the order of the careers table, J occupations in the order 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,25 +15,32 @@ from numpy.typing import NDArray
 
 from labor_llm.careers import Careers
 from labor_llm.errors import RunError
+from labor_llm.events import SET_EVENTS, blocks, event_columns
 
 METADATA_KEY = "labor_llm.choice_set"
-COLUMNS = (
-    "person_id",
-    "year",
-    "occupation",
-    "in_choice_set",
-    "log_prob",
-    "log_mass",
-    "log_prob_raw",
-    "error_bound",
-    "rank",
-    "first",
-    "moved",
-    "log_prob_stay",
-    "weight",
-)
-BLOCK = 1 << 14
-"""Rows that are looked at together: temporary arrays stay below 50 MB for 335 occupations."""
+COVARIATES = ("education", "gender", "ethnicity")
+"""What groups are told by; carried along, so that reports need no other file of persons."""
+COLUMNS: dict[str, type[pl.DataType]] = {
+    "person_id": pl.String,
+    "year": pl.Int32,
+    "occupation": pl.String,
+    "in_choice_set": pl.Boolean,
+    "log_prob": pl.Float64,
+    "log_mass": pl.Float64,
+    "log_prob_raw": pl.Float64,
+    "error_bound": pl.Float64,
+    "rank": pl.Int32,
+    "first": pl.Boolean,
+    "moved": pl.Boolean,
+    "log_prob_stay": pl.Float64,
+    **{
+        column: dtype
+        for event in SET_EVENTS
+        for column, dtype in ((event, pl.Boolean), (f"{event}_logit", pl.Float64))
+    },
+    "weight": pl.Float64,
+    **dict.fromkeys(COVARIATES, pl.String),
+}
 TOLERANCE = 1e-4
 """By how much the probabilities of a row may miss one."""
 
@@ -88,21 +95,19 @@ class Predictions:
             return cls(_realised(careers, choice_set, probabilities), tuple(choice_set))
         _check(probabilities, len(careers), len(choice_set))
         log_probs_NJ = probabilities.log_probs_NJ
-        occupation, previous = careers.table["occupation"], careers.previous
-        realised_N = choice_indices(occupation, choice_set)
+        realised_N = choice_indices(careers.table["occupation"], choice_set)
         log_prob = _picked(log_probs_NJ, realised_N)
-        known = log_prob.is_not_null()
-        table = careers.table.select("person_id", "year", "occupation").with_columns(
+        known, log_mass = log_prob.is_not_null(), pl.Series(probabilities.log_mass_N, dtype=pl.Float64)
+        table = _table(
+            careers,
             in_choice_set=known,
             log_prob=log_prob,
-            log_mass=pl.Series(probabilities.log_mass_N, dtype=pl.Float64),
-            log_prob_raw=log_prob + pl.Series(probabilities.log_mass_N, dtype=pl.Float64),
+            log_mass=log_mass,
+            log_prob_raw=log_prob + log_mass,
             error_bound=_bound(probabilities),
             rank=pl.when(known).then(pl.Series(_ranks(log_probs_NJ, realised_N))),
-            first=previous.is_null(),
-            moved=occupation != previous,
-            log_prob_stay=_picked(log_probs_NJ, choice_indices(previous, choice_set)),
-            weight=careers.table["weight"],
+            log_prob_stay=_picked(log_probs_NJ, choice_indices(careers.previous, choice_set)),
+            **event_columns(careers, choice_set, log_probs_NJ),
         )
         if keep_distribution:
             table = table.with_columns(log_probs=_distribution(log_probs_NJ))
@@ -129,10 +134,8 @@ class Predictions:
         columns = [name for name in pl.read_parquet_schema(path) if distribution or name != "log_probs"]
         table = pl.read_parquet(path, columns=columns)
         if "log_prob_raw" not in columns:  # written by the first version
-            table = table.with_columns(
-                log_prob_raw=pl.col("log_prob") + pl.col("log_mass"), error_bound=pl.lit(None, pl.Float64)
-            )
-        return cls(table, tuple(json.loads(choice_set)))
+            table = table.with_columns(log_prob_raw=pl.col("log_prob") + pl.col("log_mass"))
+        return cls(_completed(table), tuple(json.loads(choice_set)))
 
 
 def choice_indices(codes: pl.Series, choice_set: Sequence[str]) -> NDArray[np.int64]:
@@ -143,20 +146,28 @@ def choice_indices(codes: pl.Series, choice_set: Sequence[str]) -> NDArray[np.in
 
 def _realised(careers: Careers, choice_set: Sequence[str], probabilities: RealizedProbabilities) -> pl.DataFrame:
     """The table with null for all that was not computed."""
-    occupation, previous = careers.table["occupation"], careers.previous
-    unknown = pl.lit(None, dtype=pl.Float64)
-    table = careers.table.select("person_id", "year", "occupation", "weight").with_columns(
-        in_choice_set=pl.Series(choice_indices(occupation, choice_set) >= 0),
-        log_prob=unknown,
-        log_mass=unknown,
+    return _table(
+        careers,
+        in_choice_set=pl.Series(choice_indices(careers.table["occupation"], choice_set) >= 0),
         log_prob_raw=pl.Series(probabilities.log_prob_raw_N, dtype=pl.Float64, nan_to_null=True),
-        error_bound=unknown,
-        rank=pl.lit(None, dtype=pl.Int32),
-        first=previous.is_null(),
-        moved=occupation != previous,
-        log_prob_stay=unknown,
+        **event_columns(careers, choice_set, None),
     )
-    return table.select(COLUMNS)
+
+
+def _table(careers: Careers, **columns: pl.Series | pl.Expr) -> pl.DataFrame:
+    """What is known of the records, and these columns; null for all others."""
+    known = ("person_id", "year", "occupation", "weight", *COVARIATES)
+    previous = careers.previous
+    table = careers.table.select(known).with_columns(
+        first=previous.is_null(), moved=careers.table["occupation"] != previous, **columns
+    )
+    return _completed(table).select(list(COLUMNS))
+
+
+def _completed(table: pl.DataFrame) -> pl.DataFrame:
+    """With null for the columns that it lacks."""
+    absent = COLUMNS.keys() - set(table.columns)
+    return table.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in COLUMNS.items() if name in absent)
 
 
 def _bound(probabilities: ChoiceProbabilities) -> pl.Series | pl.Expr:
@@ -174,7 +185,7 @@ def _picked(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> 
 def _ranks(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> NDArray[np.int32]:
     """One plus the number of strictly greater entries of the row; meaningless where the place is -1."""
     ranks_N = np.empty(len(places_N), dtype=np.int32)
-    for rows in _blocks(len(places_N)):
+    for rows in blocks(len(places_N)):
         chosen = np.take_along_axis(log_probs_NJ[rows], places_N[rows, None].clip(min=0), axis=1)
         ranks_N[rows] = 1 + (log_probs_NJ[rows] > chosen).sum(axis=1)
     return ranks_N
@@ -195,7 +206,7 @@ def _check(probabilities: ChoiceProbabilities, records: int, occupations: int) -
         )
     if np.isnan(log_mass_N).any():
         raise RuntimeError(f"the log-mass of row {np.isnan(log_mass_N).argmax()} is not a number")
-    for rows in _blocks(records):
+    for rows in blocks(records):
         with np.errstate(over="ignore"):
             sums = np.exp(log_probs_NJ[rows]).sum(axis=1, dtype=np.float64)
         wrong = ~(np.abs(sums - 1) <= TOLERANCE)  # true for a NaN
@@ -204,8 +215,3 @@ def _check(probabilities: ChoiceProbabilities, records: int, occupations: int) -
             raise RuntimeError(
                 f"the probabilities of row {rows.start + first} sum to {sums[first]:.6g}, not to one"
             )
-
-
-def _blocks(records: int) -> Iterator[slice]:
-    for start in range(0, records, BLOCK):
-        yield slice(start, start + BLOCK)

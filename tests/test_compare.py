@@ -9,17 +9,23 @@ import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from labor_llm.compare import compare, compare_verb, differing_settings
-from labor_llm.errors import RunError
+from labor_llm.build import build
+from labor_llm.compare import compare, compare_verb
+from labor_llm.errors import ConfigError, RunError
 from labor_llm.evaluate import evaluate, paired_difference
-from labor_llm.predictions import Predictions
+from labor_llm.events import SET_EVENTS
+from labor_llm.predictions import COLUMNS, COVARIATES, Predictions
+from labor_llm.runs import differing_settings
+from labor_llm.side_by_side import Statistics
 
+EVENTS = ("move", *SET_EVENTS)
 NAMES = ["good", "fair", "poor"]
+QUICK = Statistics(replicates=200, bins=3)
 
 
-def predictions(quality: float, persons: int = 20) -> Predictions:
-    """Predictions of six records a person; the higher the quality, the better, with the same noise."""
-    rng = np.random.default_rng(0)
+def predictions(quality: float, persons: int = 60, seed: int = 0) -> Predictions:
+    """Predictions of six records a person; the higher the quality, the better, with the noise of the seed."""
+    rng, noise = np.random.default_rng(0), np.random.default_rng(seed)
     person, year = np.divmod(np.arange(6 * persons), 6)
     table = pl.DataFrame(
         {
@@ -27,23 +33,37 @@ def predictions(quality: float, persons: int = 20) -> Predictions:
             "year": (1980 + year).astype(np.int32),
             "occupation": rng.choice(["cook", "nurse"], size=len(year)),
             "in_choice_set": np.ones(len(year), dtype=bool),
-            "log_prob": -rng.exponential(1 / quality, size=len(year)),
+            "log_prob": -noise.exponential(1 / quality, size=len(year)),
             "log_mass": np.zeros(len(year)),
             "rank": rng.integers(1, 15, len(year), dtype=np.int32),
             "first": year == 0,
             "moved": rng.random(len(year)) < 0.5,
             "log_prob_stay": -rng.exponential(size=len(year)),
             "weight": rng.uniform(1, 2, len(year)),
+            "gender": np.where(person % 2, "male", "female"),
         }
+        | {event: rng.random(len(year)) < 0.3 for event in SET_EVENTS}
+        | {f"{event}_logit": rng.normal(-1, 1, size=len(year)) for event in SET_EVENTS}
     )
-    return Predictions(
-        table.with_columns(
-            pl.when(~pl.col("first")).then(pl.col("moved", "log_prob_stay")),
-            log_prob_raw=pl.col("log_prob") + pl.col("log_mass"),
-            error_bound=pl.lit(None, pl.Float64),
-        ),
-        ("cook", "nurse"),
+    later = [name for name in table.columns if name.startswith(("leave", "enter", "moved", "log_prob_stay"))]
+    return changed(
+        Predictions(table, ("cook", "nurse")),
+        **{name: pl.when(~pl.col("first")).then(pl.col(name)) for name in later},
+        log_prob_raw=pl.col("log_prob") + pl.col("log_mass"),
+        error_bound=pl.lit(None, pl.Float64),
+        education=pl.lit(None, pl.String),
+        ethnicity=pl.lit(None, pl.String),
     )
+
+
+def changed(predicted: Predictions, **columns: pl.Expr) -> Predictions:
+    return Predictions(predicted.table.with_columns(**columns), predicted.choice_set)
+
+
+def realised(predicted: Predictions) -> Predictions:
+    """As if only what happened had been scored."""
+    unknown = [name for name in COLUMNS if name.endswith(("_logit", "_stay")) or name in ("rank", "log_prob")]
+    return changed(predicted, **{name: pl.lit(None, COLUMNS[name]) for name in unknown})
 
 
 def write_run(folder: Path, name: str, predicted: Predictions, complete: bool = True, **config) -> Path:
@@ -81,17 +101,16 @@ def test_rows_hold_the_metrics_and_the_paired_difference(outputs):
     for column, (metric, subset) in {
         "perplexity": ("perplexity", "all"),
         "movers_perplexity": ("perplexity", "movers"),
+        "perplexity_weighted": ("perplexity_weighted", "all"),
         "top5": ("top5", "all"),
         "move_auc": ("move_auc", "transitions"),
     }.items():
         assert (row[column], row[f"{column}_se"]) == evaluation.estimate(metric, subset)[:2]
     paired = paired_difference(predictions(2.0), predictions(3.0))
-    assert (row["difference"], row["difference_se"], row["difference_p"]) == (
-        paired.difference,
-        paired.se,
-        paired.p,
+    assert [row[f"difference{part}"] for part in ("", "_se", "_p")] == pytest.approx(
+        [paired.difference, paired.se, paired.p]
     )
-    assert (row["records"], row["persons"], row["seconds_fit"], row["seconds_score"]) == (120, 20, 61.4, 2.0)
+    assert (row["records"], row["persons"], row["seconds_fit"], row["seconds_score"]) == (360, 60, 61.4, 2.0)
     assert comparison.table["difference"].is_null().to_list() == [True, False, False]
 
 
@@ -137,15 +156,30 @@ def test_a_broken_run_is_named(outputs):
 
 def test_runs_on_other_records_are_refused(outputs):
     write_run(outputs / "panel" / "few" / "1", "few", predictions(0.1, persons=15))
-    with pytest.raises(RunError, match=r"on panel predict other records than good: few \(30 records differ\)"):
+    with pytest.raises(RunError, match=r"on panel predict other records than good: few \(270 records differ\)"):
         compare([outputs])
 
 
 def test_one_table_per_dataset(outputs):
     write_run(outputs / "other" / "1", "good", predictions(3.0, persons=9), dataset={"name": "other"})
-    comparison = compare([outputs])
+    comparison = compare([outputs], statistics=QUICK)
     assert comparison.table["dataset"].to_list() == ["other", "panel", "panel", "panel"]
     assert comparison.references == {"other": "good", "panel": "good"}
+    assert comparison.models["dataset"].to_list() == ["panel"] * 3
+
+
+def test_numbers_of_few_persons_are_left_out(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, name, predictions(2.0, persons=9))
+    comparison = compare([tmp_path], statistics=QUICK)
+    told = comparison.table.drop("dataset", "run", "records", "persons", "outside_choice_set", "folder")
+    assert told.drop("seconds_fit", "seconds_score").null_count().sum_horizontal().item() == 2 * (told.width - 2)
+    assert comparison.models.is_empty()
+    assert comparison.events.is_empty()
+    assert comparison.notes == [
+        "panel: models and events are left out, for there are 9 persons, fewer than statistics.min_persons=10."
+    ]
+    assert not compare([tmp_path], statistics=Statistics(replicates=100, min_persons=5)).models.is_empty()
 
 
 def test_runs_that_share_a_name_show_what_differs(tmp_path):
@@ -174,13 +208,24 @@ def test_settings_that_follow_from_a_name_are_left_out():
     }
 
 
+def config(outputs: Path, **statistics):
+    section = {"_target_": "labor_llm.side_by_side.Statistics", "replicates": 200, "bins": 3} | statistics
+    return OmegaConf.create(
+        {"runs": [str(outputs)], "reference": None, "folder": None, "outputs": "outputs", "statistics": section}
+    )
+
+
 def test_files_and_printed_table(outputs, tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "odd", "50%_a|b", predictions(0.1))
     monkeypatch.chdir(tmp_path)
-    comparison = compare_verb(
-        OmegaConf.create({"runs": [str(outputs)], "reference": None, "folder": None, "outputs": "outputs"})
-    )
+    comparison = compare_verb(config(outputs))
     (folder,) = Path("outputs/comparisons").iterdir()
+    names = ["perplexity-panel", "differences-panel", *(f"reliability-{event}-panel" for event in EVENTS)]
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{name}.csv" for name in ("comparison", "models", "events", "curves")),
+        *(f"comparison.{ending}" for ending in ("md", "tex")),
+        *(f"{name}.{ending}" for name in names for ending in ("png", "svg")),
+    }
     csv = pl.read_csv(folder / "comparison.csv")
     assert csv["perplexity_se"].to_list() == pytest.approx(comparison.table["perplexity_se"].to_list())
     perplexity, se = csv.row(1, named=True)["perplexity"], csv.row(1, named=True)["perplexity_se"]
@@ -191,9 +236,10 @@ def test_files_and_printed_table(outputs, tmp_path, capsys, monkeypatch):
     assert f" & ({se:.3f}) &" in latex
     assert r"50\%\_a|b &" in latex
     printed = capsys.readouterr().out
-    assert "panel: 120 records of 20 persons" in printed
+    assert "panel: 360 records of 60 persons" in printed
     assert f"{perplexity:.3f}" in printed
-    assert str(folder / "comparison.tex") in printed.replace("\n", "")
+    assert f"written into {folder}: comparison.csv" in printed.replace("\n", "")
+    assert f"| move | fair | {comparison.events['rate'][0]:.3f}" in markdown
 
 
 def test_the_table_fits_120_columns_uncut(tmp_path):
@@ -206,3 +252,117 @@ def test_the_table_fits_120_columns_uncut(tmp_path):
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
     assert "Brier" in text
+    assert "MCS" in text
+    assert "reso-" in text
+
+
+def test_models_take_seeds_together(tmp_path):
+    for seed in (1, 2, 3):
+        model = {"seed": seed}
+        write_run(tmp_path / f"{seed}", "nano", predictions(2, seed=seed), seed=seed, model=model)
+    write_run(tmp_path / "other", "markov", predictions(1.5, seed=9))
+    comparison = compare([tmp_path], statistics=QUICK)
+    assert comparison.table.height == 4
+    assert comparison.models.select("model", "seeds").rows() == [("nano", 3), ("markov", 1)]
+    nano, markov = comparison.models.to_dicts()
+    scores = [evaluate(predictions(2, seed=seed)).estimate("log_score").value for seed in (1, 2, 3)]
+    assert nano["log_score"] == pytest.approx(np.mean(scores))
+    assert nano["training_sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert markov["difference_se_total"] > markov["difference_se"]
+    weighted = evaluate(predictions(1.5, seed=9)).estimate("perplexity_weighted")
+    assert (markov["perplexity_weighted"], markov["perplexity_weighted_se"]) == pytest.approx(weighted[:2])
+    assert compare([tmp_path], "markov", QUICK).model_references == {"panel": "markov"}
+    named = compare([tmp_path], "nano", QUICK)
+    assert named.references == {"panel": "nano (seed=1)"}
+    assert named.model_references == {"panel": "nano"}
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path):
+    for time in ("20260101", "20260102"):
+        write_run(tmp_path / time, "nano", predictions(2, seed=int(time)))
+    models = compare([tmp_path], statistics=QUICK).models
+    assert models["seeds"].to_list() == [1]
+    newest = evaluate(predictions(2, seed=20260102)).estimate("log_score").value
+    assert models["log_score"][0] == pytest.approx(newest)
+
+
+def test_p_values_are_adjusted_within_families(outputs):
+    write_run(outputs / "panel" / "odd" / "1", "odd", predictions(2.5, seed=3))
+    one = compare([outputs], statistics=QUICK).models
+    families = {"ablations": ("fair", "poo?")}
+    two = compare([outputs], statistics=Statistics(replicates=200, bins=3, families=families)).models
+    p = dict(zip(one["model"], one["difference_p"], strict=True))
+    adjusted = dict(zip(two["model"], two["difference_p_holm"], strict=True))
+    assert adjusted["odd"] == p["odd"]
+    assert adjusted["fair"] == max(2 * min(p["fair"], p["poor"]), p["fair"])
+    assert one.filter(model="odd")["difference_p_holm"].item() >= p["odd"]
+    with pytest.raises(RunError, match=r"unknown model 'fare' in statistics\.families\.x\. Did you mean 'fair'"):
+        compare([outputs], statistics=Statistics(replicates=200, bins=3, families={"x": ("fare",)}))
+
+
+def test_realised_only_runs_have_no_events_and_it_is_said(outputs):
+    write_run(outputs / "panel" / "only" / "1", "only", realised(predictions(2.0)))
+    comparison = compare([outputs], statistics=QUICK)
+    assert set(comparison.events["run"]) == set(NAMES)
+    only = comparison.models.row(by_predicate=pl.col("model") == "only", named=True)
+    assert only["perplexity"] is only["difference"] is None
+    assert "panel: leave_work is undefined for only: the predictions hold no forecasts of it" in "".join(
+        comparison.notes
+    )
+    list(comparison.write(outputs / "written"))
+
+
+def test_what_is_too_small_is_not_said_to_be_undefined(tmp_path):
+    write_run(tmp_path / "a", "a", predictions(2.0, persons=12))
+    (note,) = compare([tmp_path], statistics=QUICK).notes
+    assert "cells and bins of event forecasts are left out, for they tell of fewer than 10 persons" in note
+
+
+def test_a_comparison_of_realised_only_runs(tmp_path, capsys):
+    write_run(tmp_path / "only", "only", realised(predictions(2.0)))
+    comparison = compare([tmp_path], statistics=QUICK)
+    Console().print(comparison)
+    assert "panel: move is undefined for only" in capsys.readouterr().out
+    assert not list(comparison.write(tmp_path / "written")[0].parent.glob("*.png"))
+
+
+def test_without_weights_and_covariates_their_columns_are_absent(tmp_path):
+    bare = {name: pl.lit(None, COLUMNS[name]) for name in ("weight", *COVARIATES)}
+    for name in ("a", "b"):
+        write_run(tmp_path / name, name, changed(predictions(2.0), **bare))
+    comparison = compare([tmp_path], statistics=QUICK)
+    for table in (comparison.table, comparison.models, comparison.events, comparison.curves):
+        assert not [name for name in table.columns if "weighted" in name]
+    assert set(comparison.events["group"]) == {"all", "year", "history"}
+
+
+def test_impossible_outcomes_leave_a_model_without_numbers(outputs):
+    impossible = pl.when(pl.col("year") == 1982).then(-np.inf).otherwise("log_prob")
+    write_run(outputs / "panel" / "sure" / "1", "sure", changed(predictions(2.0), log_prob=impossible))
+    models = compare([outputs], statistics=QUICK).models
+    assert models["model"].to_list() == [*NAMES, "sure"]
+    assert models["perplexity"].is_null().to_list() == [False, False, False, True]
+
+
+def test_what_is_written_tells_of_no_person(outputs):
+    """No cell of fewer than ten persons, and no number of one, in any file."""
+    comparison = compare([outputs], statistics=QUICK)
+    paths = comparison.write(outputs / "written")
+    assert comparison.events["persons"].min() >= 10
+    assert comparison.curves["persons"].min() >= 10
+    for path in paths:
+        assert b"person_id" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("replicates", 5, "statistics.replicates: input should be greater than or equal to 100, got 5"),
+        ("level", 95, "statistics.level: input should be less than 1, got 95"),
+        ("groups", ["sex"], r"statistics.groups.0: input should be 'gender', 'ethnicity'.*got 'sex'"),
+        ("min_person", 3, "unknown key 'statistics.min_person'. Did you mean 'statistics.min_persons'"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(outputs, setting, value, message):
+    with pytest.raises(ConfigError, match=message):
+        build(config(outputs, **{setting: value}), ["statistics"])

@@ -6,58 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 import statsmodels.api as sm
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+from drawn_predictions import edited, simulated
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from labor_llm.errors import RunError
-from labor_llm.evaluate import clustered_auc, clustered_mean, evaluate, paired_difference
-from labor_llm.predictions import Predictions
+from labor_llm.evaluate import evaluate, paired_difference
+from labor_llm.events import SET_EVENTS
+from labor_llm.predictions import COLUMNS, Predictions
 
-METRICS = ("perplexity", "perplexity_raw", "perplexity_weighted", "log_score", "top1", "top5", "top10")
-
-
-RAW = (pl.col("log_prob") + pl.col("log_mass")).alias("log_prob_raw")
-
-
-def simulated(persons: int, seed: int = 0, years: int = 8) -> Predictions:
-    """Predictions in which a person's records resemble each other; one person in ten has one record."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.choice([1, years // 2, years], size=persons, p=[0.1, 0.4, 0.5])
-    person = np.repeat(np.arange(persons), lengths)
-    year = np.concatenate([np.arange(length) for length in lengths])
-    taste = rng.normal(size=persons)[person]
-    table = pl.DataFrame(
-        {
-            "person_id": person.astype(str),
-            "year": year.astype(np.int32),
-            "occupation": rng.choice(["cook", "nurse"], size=len(year)),
-            "in_choice_set": rng.random(len(year)) > 0.05,
-            "log_prob": -np.exp(0.5 * (taste + rng.normal(size=len(year)))),
-            "log_mass": -rng.random(len(year)),
-            "rank": rng.integers(1, 15, len(year), dtype=np.int32),
-            "first": year == 0,
-            "moved": rng.random(len(year)) < 1 / (1 + np.exp(-taste)),
-            "log_prob_stay": -np.logaddexp(0, np.round(taste + rng.normal(size=len(year)), 1)),
-            "weight": rng.uniform(0.5, 2, persons)[person],
-        }
-    )
-    inside, later, weighted = (
-        pl.col("in_choice_set"),
-        ~pl.col("first"),
-        pl.Series(rng.random(len(year)) < 0.9),
-    )
-    table = table.with_columns(
-        pl.when(inside).then(pl.col("log_prob", "rank")),
-        pl.when(later).then(pl.col("moved", "log_prob_stay")),
-        pl.when(weighted).then(pl.col("weight")),
-    )
-    return Predictions(table.with_columns(RAW), ("cook", "nurse"))
-
-
-def edited(predictions: Predictions, **columns: pl.Expr) -> Predictions:
-    table = predictions.table.with_columns(**columns).with_columns(RAW)
-    return Predictions(table, predictions.choice_set)
+METRICS = ("perplexity", "perplexity_raw", "log_score", "top1", "top5", "top10")
+EVENTS = ("move", *SET_EVENTS)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +46,14 @@ def test_metrics_agree_with_a_loop(predictions, evaluation, subset):
     mean = sum(line["log_prob"] for line in scored) / len(scored)
     raw = sum(line["log_prob"] + line["log_mass"] for line in scored) / len(scored)
     total = sum(line["weight"] for line in weighted)
+    heavy = [line for line in lines if line["weight"] is not None]
     expected = {
         "log_score": mean,
         "perplexity": math.exp(-mean),
         "perplexity_raw": math.exp(-raw),
         "perplexity_weighted": math.exp(-sum(line["weight"] * line["log_prob"] for line in weighted) / total),
+        "top5_weighted": sum(line["weight"] * ((line["rank"] or 99) <= 5) for line in heavy)
+        / sum(line["weight"] for line in heavy),
     } | {
         f"top{k}": sum(line["rank"] is not None and line["rank"] <= k for line in lines) / len(lines)
         for k in (1, 5, 10)
@@ -100,39 +61,26 @@ def test_metrics_agree_with_a_loop(predictions, evaluation, subset):
     for metric, value in expected.items():
         estimate = evaluation.estimate(metric, subset)
         assert estimate.value == pytest.approx(value)
-        chosen = lines if metric.startswith("top") else weighted if metric.endswith("weighted") else scored
+        chosen = weighted if metric.endswith("weighted") else scored
+        if metric.startswith("top"):
+            chosen = heavy if metric.endswith("weighted") else lines
         assert estimate.records == len(chosen)
         assert estimate.persons == len({line["person_id"] for line in chosen})
 
 
-def test_events_agree_with_sklearn(predictions, evaluation):
-    transitions = predictions.table.filter(~pl.col("first"))
-    moved, probability = transitions["moved"].to_numpy(), 1 - np.exp(transitions["log_prob_stay"].to_numpy())
-    assert evaluation.estimate("move_auc", "transitions").value == pytest.approx(roc_auc_score(moved, probability))
-    brier = evaluation.estimate("move_brier", "transitions")
-    assert brier.value == pytest.approx(brier_score_loss(moved, probability))
-    assert brier.records == transitions.height
-
-
-def test_log_score_agrees_with_sklearn():
-    rng = np.random.default_rng(0)
-    shares_NJ = rng.dirichlet(np.ones(4), size=50)
-    realised_N = rng.integers(4, size=50)
-    table = pl.DataFrame({"person_id": np.arange(50) // 5, "score": np.log(shares_NJ[np.arange(50), realised_N])})
-    expected = -log_loss(realised_N, shares_NJ, labels=np.arange(4))
-    assert clustered_mean(table, pl.col("score")).value == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("weight", [None, "weight"])
-def test_standard_errors_are_those_of_clustered_least_squares(predictions, weight):
-    records = predictions.table.drop_nulls(["log_prob", "weight"])
-    persons = records["person_id"].to_numpy().astype(int)
-    weights_N = records[weight].to_numpy() if weight else np.ones(len(records))
-    fit = sm.WLS(records["log_prob"].to_numpy(), np.ones(len(records)), weights=weights_N).fit(
-        cov_type="cluster", cov_kwds={"groups": persons}
-    )
-    estimate = clustered_mean(records, pl.col("log_prob"), pl.col(weight) if weight else None)
-    assert estimate[:2] == pytest.approx((fit.params[0], fit.bse[0]))
+@pytest.mark.parametrize("suffix", ["", "_weighted"])
+@pytest.mark.parametrize("event", EVENTS)
+def test_events_agree_with_sklearn(predictions, evaluation, event, suffix):
+    later = predictions.table.filter(~pl.col("first") & (pl.lit(not suffix) | (pl.col("weight") > 0)))
+    if event == "move":
+        happened, probability = later["moved"].to_numpy(), 1 - np.exp(later["log_prob_stay"].to_numpy())
+    else:
+        happened, probability = later[event].to_numpy(), 1 / (1 + np.exp(-later[f"{event}_logit"].to_numpy()))
+    weights = later["weight"].to_numpy() if suffix else None
+    auc, brier = (evaluation.estimate(f"{event}_{score}{suffix}", "transitions") for score in ("auc", "brier"))
+    assert auc.value == pytest.approx(roc_auc_score(happened, probability, sample_weight=weights))
+    assert brier.value == pytest.approx(brier_score_loss(happened, probability, sample_weight=weights))
+    assert auc.records == brier.records == later.height
 
 
 def test_standard_error_of_perplexity_is_the_closed_form(predictions, evaluation):
@@ -151,6 +99,8 @@ def test_standard_errors_agree_with_a_bootstrap_of_persons():
     scored, weighted = table.drop_nulls("log_prob"), table.drop_nulls(["log_prob", "weight"])
     later = table.filter(~pl.col("first"))
     moved, stay = later["moved"].to_numpy(), later["log_prob_stay"].to_numpy()
+    weights = later["weight"].fill_null(0.0).to_numpy()
+    heavy = weights > 0
     for _ in range(400):
         times_G = rng.multinomial(200, np.full(200, 1 / 200))
         times = {
@@ -164,41 +114,16 @@ def test_standard_errors_agree_with_a_bootstrap_of_persons():
                 np.average(table["rank"].fill_null(99) <= 5, weights=times["t"]),
                 roc_auc_score(moved, -stay, sample_weight=times["l"]),
                 np.average((1 - np.exp(stay) - moved) ** 2, weights=times["l"]),
+                roc_auc_score(moved[heavy], -stay[heavy], sample_weight=(times["l"] * weights)[heavy]),
             ]
         )
     evaluation = evaluate(predictions)
     names = ["perplexity", "perplexity_weighted", "top5"]
     ses = [evaluation.estimate(name).se for name in names]
-    ses += [evaluation.estimate(name, "transitions").se for name in ("move_auc", "move_brier")]
+    ses += [
+        evaluation.estimate(name, "transitions").se for name in ("move_auc", "move_brier", "move_auc_weighted")
+    ]
     np.testing.assert_allclose(ses, np.std(draws, axis=0), rtol=0.15)
-
-
-def naive_auc(events_N, scores_N):
-    """The AUC and DeLong's standard error by comparing every event with every other record."""
-    kernel = (scores_N[events_N][:, None] > scores_N[~events_N]) + 0.5 * (
-        scores_N[events_N][:, None] == scores_N[~events_N]
-    )
-    m, n = kernel.shape
-    return kernel.mean(), math.sqrt(kernel.mean(1).var(ddof=1) / m + kernel.mean(0).var(ddof=1) / n)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=4, max_size=40))
-def test_auc_of_one_record_per_person_is_delongs_ties_included(records):
-    events_N, scores_N = np.array([r[0] for r in records]), np.array([float(r[1]) for r in records])
-    if min(events_N.sum(), (~events_N).sum()) < 2:
-        return
-    estimate = clustered_auc(np.arange(len(records)), events_N, scores_N)
-    assert estimate[:2] == pytest.approx(naive_auc(events_N, scores_N), abs=1e-7)
-    assert estimate.value == pytest.approx(roc_auc_score(events_N, scores_N))
-
-
-def test_auc_of_doubled_records_has_the_standard_error_of_the_single_ones():
-    rng = np.random.default_rng(0)
-    events_N, scores_N = rng.random(300) < 0.4, rng.normal(size=300)
-    single = clustered_auc(np.arange(300), events_N, scores_N)
-    double = clustered_auc(np.repeat(np.arange(300), 2), np.repeat(events_N, 2), np.repeat(scores_N, 2))
-    assert double[:2] == pytest.approx(single[:2])
 
 
 def test_outside_the_choice_set_is_counted_and_a_miss(predictions, evaluation):
@@ -223,7 +148,7 @@ def test_outside_the_choice_set_is_counted_and_a_miss(predictions, evaluation):
             "log_prob": pl.lit(None, pl.Float64),
             "rank": pl.lit(None, pl.Int32),
         },
-        {"weight": pl.lit(None, pl.Float64)},
+        dict.fromkeys(["rank", "log_prob", "log_prob_stay"], pl.lit(None)),
     ],
     ids=[
         "no-transitions",
@@ -233,18 +158,23 @@ def test_outside_the_choice_set_is_counted_and_a_miss(predictions, evaluation):
         "impossible",
         "no-mass",
         "all-outside",
-        "unweighted",
+        "realised-only",
     ],
 )
 def test_the_undefined_is_null_without_a_warning(predictions, columns):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluation = evaluate(edited(predictions, **columns))
-    text = json.dumps(evaluation.to_dict(), allow_nan=False)
-    assert "null" in text
+    json.dumps(evaluation.to_dict(), allow_nan=False)
     assert all(math.isfinite(value) for value in evaluation.scalars().values())
     assert not evaluation.table["value"].is_nan().any()
     assert not evaluation.table["se"].is_nan().any()
+
+
+def test_without_weights_or_anybody_at_risk_there_are_no_such_metrics(predictions):
+    nobody = {name: pl.lit(None, COLUMNS[name]) for event in SET_EVENTS for name in (event, f"{event}_logit")}
+    bare = evaluate(edited(predictions, weight=pl.lit(None, pl.Float64), **nobody)).to_dict()["metrics"]
+    assert set(bare["transitions"]) == {*METRICS, "move_auc", "move_brier"}
 
 
 def test_no_records():
@@ -258,6 +188,10 @@ def test_zero_weights_weigh_nothing(predictions):
     assert evaluate(zeros).estimate("perplexity_weighted") == evaluate(predictions).estimate("perplexity_weighted")
 
 
+def twice(names) -> list[str]:
+    return [*names, *(f"{name}_weighted" for name in names)]
+
+
 def test_names_of_scalars_and_of_json(evaluation):
     scalars, result = evaluation.scalars("valid"), evaluation.to_dict()
     perplexity = evaluation.estimate("perplexity")
@@ -266,8 +200,9 @@ def test_names_of_scalars_and_of_json(evaluation):
     assert scalars["valid/movers/top5"] == result["metrics"]["movers"]["top5"]["value"]
     assert result["metrics"]["all"]["perplexity"] == perplexity._asdict()
     assert result["outside_choice_set"] == evaluation.outside_choice_set
-    assert set(result["metrics"]["transitions"]) == {*METRICS, "move_auc", "move_brier"}
-    assert set(result["metrics"]["all"]) == set(METRICS)
+    scores = [f"{event}_{score}" for event in EVENTS for score in ("auc", "brier")]
+    assert set(result["metrics"]["transitions"]) == {*twice(METRICS), *twice(scores)}
+    assert set(result["metrics"]["all"]) == set(twice(METRICS))
 
 
 def test_an_evaluation_prints_itself_in_one_line(predictions):

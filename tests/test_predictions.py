@@ -6,11 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-import labor_llm.predictions
+import labor_llm.events
 from labor_llm.errors import RunError
-from labor_llm.predictions import ChoiceProbabilities, Predictions
+from labor_llm.predictions import ChoiceProbabilities, Predictions, RealizedProbabilities
+from labor_llm.taxonomy import Taxonomy
 
 CHOICE_SET = ("cook", "nurse", "pilot", "unemployed")
+TAXONOMY = Taxonomy(
+    "jobs", {code: code.title() for code in (*CHOICE_SET, "astronaut")}, states=frozenset({"unemployed"})
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Panel:
     """As much of Careers as predictions look at."""
 
     table: pl.DataFrame
+    taxonomy: Taxonomy = TAXONOMY
 
     def __len__(self) -> int:
         return self.table.height
@@ -30,12 +35,13 @@ class Panel:
 def panel(careers: Mapping[str, list[str]]) -> Panel:
     lines = [(person, 2000 + t, job, None) for person, jobs in careers.items() for t, job in enumerate(jobs)]
     schema = {"person_id": pl.String, "year": pl.Int32, "occupation": pl.String, "weight": pl.Float64}
-    return Panel(pl.DataFrame(lines, schema=schema, orient="row"))
+    covariates = {name: pl.lit(None, pl.String) for name in ("education", "gender", "ethnicity")}
+    return Panel(pl.DataFrame(lines, schema=schema, orient="row").with_columns(**covariates))
 
 
 @pytest.fixture
 def careers():
-    return panel({"a": ["cook", "cook", "astronaut", "nurse"], "b": ["pilot"], "c": ["nurse", "cook"]})
+    return panel({"a": ["cook", "cook", "astronaut", "nurse"], "b": ["pilot"], "c": ["nurse", "unemployed"]})
 
 
 @pytest.fixture
@@ -85,7 +91,16 @@ def test_columns_and_types(predictions):
         "first": pl.Boolean,
         "moved": pl.Boolean,
         "log_prob_stay": pl.Float64,
+        "leave_work": pl.Boolean,
+        "leave_work_logit": pl.Float64,
+        "leave_labor_force": pl.Boolean,
+        "leave_labor_force_logit": pl.Float64,
+        "enter_work": pl.Boolean,
+        "enter_work_logit": pl.Float64,
         "weight": pl.Float64,
+        "education": pl.String,
+        "gender": pl.String,
+        "ethnicity": pl.String,
         "log_probs": pl.Array(pl.Float32, 4),
     }
     assert predictions.table["log_mass"].to_list() == [0, -1, -2, -3, -4, -5, -6]
@@ -97,7 +112,7 @@ def test_equally_probable_occupations_share_the_better_rank(careers):
 
 
 def test_blocks_do_not_show(careers, probabilities, predictions, monkeypatch):
-    monkeypatch.setattr(labor_llm.predictions, "BLOCK", 3)
+    monkeypatch.setattr(labor_llm.events, "BLOCK", 3)
     assert Predictions.of(careers, CHOICE_SET, probabilities).table.equals(predictions.table)
 
 
@@ -105,7 +120,7 @@ def test_impossible_is_allowed(careers):
     certain_NJ = np.full((len(careers), 4), -np.inf)
     certain_NJ[:, 0] = 0
     table = Predictions.of(careers, CHOICE_SET, ChoiceProbabilities(certain_NJ, np.zeros(len(careers)))).table
-    assert table["log_prob"].to_list() == [0, 0, None, -np.inf, -np.inf, -np.inf, 0]
+    assert table["log_prob"].to_list() == [0, 0, None, -np.inf, -np.inf, -np.inf, -np.inf]
 
 
 def test_no_records():
@@ -140,6 +155,23 @@ def test_a_file_holds_everything(predictions, tmp_path):
     assert again.choice_set == CHOICE_SET
     assert Predictions.read(path, distribution=False).table.equals(predictions.table.drop("log_probs"))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_an_earlier_version_lacks_events_and_covariates(predictions, tmp_path):
+    path = tmp_path / "predictions.parquet"
+    newer = [name for name in predictions.table.columns if name.startswith(("leave", "enter"))]
+    newer += ["education", "gender", "ethnicity", "error_bound", "log_prob_raw"]
+    Predictions(predictions.table.drop(newer), CHOICE_SET).write(path)
+    again = Predictions.read(path).table
+    assert again["log_prob_raw"].equals(predictions.table["log_prob_raw"])
+    assert again["leave_work"].null_count() == again["gender"].null_count() == again.height
+
+
+def test_realised_occupations_tell_what_happened_and_foretell_nothing(careers, predictions):
+    table = Predictions.of(careers, CHOICE_SET, RealizedProbabilities(np.zeros(len(careers)))).table
+    assert table["leave_work"].equals(predictions.table["leave_work"])
+    assert table["leave_work_logit"].null_count() == table.height
+    assert table.schema == predictions.table.drop("log_probs").schema
 
 
 def test_the_distribution_may_be_left_out(careers, probabilities, predictions):

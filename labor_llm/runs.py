@@ -1,0 +1,154 @@
+"""Complete runs as a comparison finds them: read from their folders, named, and gathered over seeds."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from labor_llm.errors import RunError
+from labor_llm.predictions import Predictions
+from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, is_complete, read_config
+
+logger = logging.getLogger(__name__)
+
+IRRELEVANT = {"name", "outputs", "tracker"}
+"""Sections of a config that do not tell two runs apart."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a complete run folder says, without its predictions."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """A RunError if a part of the folder is missing."""
+        for name in (METRICS, PREDICTIONS):
+            if not (folder / name).is_file():
+                raise RunError(
+                    f"run folder {folder} is marked complete but has no {name}; delete it and run it again."
+                )
+        return cls(folder, read_config(folder), json.loads((folder / METRICS).read_text(encoding="utf-8")))
+
+    @property
+    def dataset(self) -> str:
+        """The dataset, and the part of its persons that was predicted if that is not the test part."""
+        name, part = self.config["dataset"]["name"], self.config["predict"]
+        return str(name) if part == "test" else f"{name} ({part})"
+
+    @property
+    def name(self) -> str:
+        return str(self.config["name"])
+
+    @property
+    def perplexity(self) -> float:
+        """Infinite where it is undefined, so that such runs come last."""
+        value: float | None = self.metrics["metrics"]["all"]["perplexity"]["value"]
+        return float("inf") if value is None else value
+
+    def predictions(self) -> Predictions:
+        return Predictions.read(self.folder / PREDICTIONS, distribution=False)
+
+
+def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in nothing but their seed, together; of several with the same seed the newest."""
+    together: dict[tuple[Any, ...], dict[Any, Run]] = {}
+    for run in sorted(runs, key=lambda run: run.folder.name):
+        settings = (run.name, *sorted(_flat(seedless(run).config)))
+        together.setdefault(settings, {})[run.config.get("seed")] = run
+    return [list(seeds.values()) for seeds in together.values()]
+
+
+def seedless(run: Run) -> Run:
+    """The run without its seeds, which stands for all seeds; a fitted model's folder counts but for its time."""
+    config = {key: child if key == "dataset" else _without_seeds(child) for key, child in run.config.items()}
+    config.pop("seed", None)
+    if config.get("fitted"):
+        config["fitted"] = str(Path(config["fitted"]).parent)
+    return replace(run, config=config)
+
+
+def _without_seeds(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    return {key: _without_seeds(child) for key, child in node.items() if key != "seed"}
+
+
+def distinct_names(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs by name; those that share one also by what differs in their configs, else by their folder."""
+    shown = []
+    for run in runs:
+        alike = [other for other in runs if other.name == run.name]
+        differing = differing_settings([other.config for other in alike])
+        words = [f"{key}={values[alike.index(run)]}" for key, values in differing.items()]
+        shown.append(f"{run.name} ({', '.join(words)})" if words else run.name)
+    times = Counter(shown)
+    return {
+        name if times[name] == 1 else f"{name} in {run.folder}": run for name, run in zip(shown, runs, strict=True)
+    }
+
+
+def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Dotted keys in which the configs differ, with their values as text, one per config.
+
+    Left out: a key that repeats another one of the same ending (``model.adapter.rank``, ``adapter.rank``),
+    and what follows from a section's name; ``adapter.name`` is called ``adapter``.
+    """
+    flat = [dict(_flat(config)) for config in configs]
+    columns = {key: [config.get(key, "null") for config in flat] for config in flat for key in config}
+    differing = {key: values for key, values in columns.items() if len(set(values)) > 1}
+
+    def is_told_by(key: str, other: str) -> bool:
+        if key.endswith(f".{other}"):
+            return differing[key] == differing[other]
+        pairs = set(zip(differing[other], differing[key], strict=True))
+        of_section = other.endswith(".name") and key.startswith(other.removesuffix("name"))
+        return of_section and len(pairs) == len(set(differing[other]))
+
+    own = [key for key in differing if not any(is_told_by(key, other) for other in differing if other != key)]
+    return {key.removesuffix(".name"): differing[key] for key in own}
+
+
+def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for name, child in node.items():
+        key = f"{above}{name}"
+        if isinstance(child, Mapping):
+            yield from _flat(child, f"{key}.")
+        elif key.partition(".")[0] not in IRRELEVANT:
+            yield key, "null" if child is None else str(child)
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Every complete run under the paths, once; a RunError if there is none under one of them."""
+    complete: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        folders = list(_run_folders(path))
+        found = [folder for folder in folders if is_complete(folder)]
+        rest = len(folders) - len(found)
+        left = f"{rest} incomplete {'run' if rest == 1 else 'runs'}"
+        if not found:
+            there = f"{left} there; the same command again resumes a run" if rest else "no run at all there"
+            raise RunError(f"no complete run under {path}: {there if path.exists() else 'it does not exist'}.")
+        if rest:
+            unfinished = [str(folder) for folder in folders if folder not in found]
+            logger.warning("%s left out: %s", left, ", ".join(unfinished))
+        complete |= {folder.resolve(): folder for folder in found}
+    if not complete:
+        raise RunError("nothing to compare: name at least one run folder, or a folder above some.")
+    return [Run.read(folder) for folder in complete.values()]
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    """Folders with a config, in order; what lies inside a run is not looked at."""
+    for folder, below, files in os.walk(path):
+        if CONFIG in files:
+            yield Path(folder)
+            below.clear()
+        below.sort()
