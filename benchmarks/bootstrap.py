@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import default_result, peak_rss_gib, seconds, write_result
-from labor_llm.inference import PersonSums, model_statistics
+from labor_llm.statistics.inference import PersonSums, model_statistics
 
 MODELS, RECORDS, REPLICATES = 20, 1_000_000, 10_000
 LENGTHS = (10, 25)

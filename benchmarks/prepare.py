@@ -26,7 +26,7 @@ from benchmarks.panel import generated_panel
 from benchmarks.scoring_models import micro_backbone
 from labor_llm.careers import Careers
 from labor_llm.datasets.table import Table
-from labor_llm.describe import describe
+from labor_llm.description.counts import describe
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.prepared import prepare, prepared_path
 from labor_llm.templates import ResumeTemplate, Titles

@@ -14,10 +14,10 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from labor_llm.build import build
-from labor_llm.plots import difference_plot, perplexity_plot, reliability_plot, save
-from labor_llm.runs import read_runs
-from labor_llm.side_by_side import SideBySide, Statistics, check_families, side_by_side
-from labor_llm.tables import Sheet, event_sheets, latex, markdown, model_sheets, run_sheets, terminal
+from labor_llm.comparison.plots import difference_plot, perplexity_plot, reliability_plot, save
+from labor_llm.comparison.runs import read_runs
+from labor_llm.comparison.side_by_side import SideBySide, Statistics, check_families, side_by_side
+from labor_llm.comparison.tables import Sheet, event_sheets, latex, markdown, model_sheets, run_sheets, terminal
 
 WIDTH = 120
 

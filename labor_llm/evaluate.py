@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm
 
-from labor_llm.clustered import UNDEFINED, Estimate, clustered_mean
 from labor_llm.errors import RunError
-from labor_llm.forecasts import EVENTS, Forecasts
 from labor_llm.predictions import Predictions
+from labor_llm.statistics.clustered import UNDEFINED, Estimate, clustered_mean
+from labor_llm.statistics.event_forecasts import EVENTS, Forecasts
 
 
 @dataclass(frozen=True)

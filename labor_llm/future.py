@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from labor_llm.careers import Careers
-from labor_llm.clustered import Estimate, clustered_auc, clustered_mean
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.models.base import OccupationModel
 from labor_llm.predictions import RealizedProbabilities, choice_indices
+from labor_llm.statistics.clustered import Estimate, clustered_auc, clustered_mean
 
 VARYING = ("education", "region", "log_wage", "weight")
 """Covariates that change within a person."""

@@ -11,15 +11,15 @@ from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.datasets import Dataset
 from labor_llm.datasets.variables import HasVariables, Variables
-from labor_llm.describe import Description
-from labor_llm.describe import describe as described
+from labor_llm.description.counts import Description
+from labor_llm.description.counts import describe as described
+from labor_llm.description.page import page, show
+from labor_llm.description.typical import typical_careers
 from labor_llm.errors import ConfigError
-from labor_llm.page import page, show
 from labor_llm.prepared import prepare as prepared
 from labor_llm.prepared import prepared_path
 from labor_llm.run_folder import write_atomically
 from labor_llm.templates import Titles
-from labor_llm.typical import typical_careers
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def _variable_lines(listed: Variables) -> list[str]:
     lines = [listed.hint]
     for rows in listed.table.partition_by("concept", maintain_order=True):
         concept: str = rows["concept"][0]
-        years = rows["year"].drop_nulls()
-        span = "" if years.is_empty() else f", {years.min()} to {years.max()}"
+        years: list[int] = rows["year"].drop_nulls().to_list()
+        span = f", {min(years)} to {max(years)}" if years else ""
         need = "needed" if rows["needed"].all() else "optional"
         lines.append(f"{concept}: {rows.height} variables{span} ({need})")
         once = rows.filter(sources=1)
@@ -119,8 +119,8 @@ def _variable_lines(listed: Variables) -> list[str]:
             lines.append(f"  one source only, check before relying on them: {_listed(once)}")
         lacking = rows.filter(~pl.col("found"))
         if not lacking.is_empty():
-            cost = listed.costs.get(concept, "")
-            lines.append(f"  the extract lacks {_listed(lacking)}{f': {cost}' if cost else ''}")
+            cost = f": {listed.costs[concept]}" if concept in listed.costs else ""
+            lines.append(f"  the extract lacks {_listed(lacking)}{cost}")
     return lines
 
 

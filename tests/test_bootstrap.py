@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-import labor_llm.bootstrap
-from labor_llm.bootstrap import resampled_totals
-from labor_llm.clustered import clustered_ratio
+import labor_llm.statistics.bootstrap
+from labor_llm.statistics.bootstrap import resampled_totals
+from labor_llm.statistics.clustered import clustered_ratio
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def sums():
 
 def test_every_replicate_is_a_sample_of_as_many_persons(monkeypatch):
     """The identity as sums gives back the counts: whole numbers, G in all, of a multinomial's moments."""
-    monkeypatch.setattr(labor_llm.bootstrap, "PERSONS", 7)
+    monkeypatch.setattr(labor_llm.statistics.bootstrap, "PERSONS", 7)
     counts_RG = resampled_totals(np.eye(20), 5000, 0)
     assert (counts_RG == counts_RG.round()).all()
     assert (counts_RG.sum(axis=1) == 20).all()
@@ -36,7 +36,7 @@ def test_equal_columns_have_equal_totals_and_the_same_draws(sums):
 def test_seeds_and_cores(sums, monkeypatch):
     first = resampled_totals(sums, 150, 3)
     assert not np.array_equal(first, resampled_totals(sums, 150, 4))
-    monkeypatch.setattr(labor_llm.bootstrap, "_cores", lambda: 1)
+    monkeypatch.setattr(labor_llm.statistics.bootstrap, "_cores", lambda: 1)
     np.testing.assert_array_equal(first, resampled_totals(sums, 150, 3))
 
 

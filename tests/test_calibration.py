@@ -7,8 +7,8 @@ import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labor_llm.calibration import calibration_line, decomposition, quantile_bins
-from labor_llm.forecasts import Forecasts
+from labor_llm.statistics.calibration import calibration_line, decomposition, quantile_bins
+from labor_llm.statistics.event_forecasts import Forecasts
 
 
 def forecasts(logits, happened, persons=None, weights=None) -> Forecasts:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from labor_llm.clustered import clustered_auc, clustered_mean, weighted_name
+from labor_llm.statistics.clustered import clustered_auc, clustered_mean, weighted_name
 
 
 @pytest.fixture(scope="module")

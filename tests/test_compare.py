@@ -11,12 +11,12 @@ from rich.console import Console
 
 from labor_llm.build import build
 from labor_llm.compare import compare, compare_verb
+from labor_llm.comparison.runs import differing_settings
+from labor_llm.comparison.side_by_side import Statistics
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.evaluate import evaluate, paired_difference
 from labor_llm.events import SET_EVENTS
 from labor_llm.predictions import COLUMNS, COVARIATES, Predictions
-from labor_llm.runs import differing_settings
-from labor_llm.side_by_side import Statistics
 
 EVENTS = ("move", *SET_EVENTS)
 NAMES = ["good", "fair", "poor"]
@@ -209,7 +209,11 @@ def test_settings_that_follow_from_a_name_are_left_out():
 
 
 def config(outputs: Path, **statistics):
-    section = {"_target_": "labor_llm.side_by_side.Statistics", "replicates": 200, "bins": 3} | statistics
+    section = {
+        "_target_": "labor_llm.comparison.side_by_side.Statistics",
+        "replicates": 200,
+        "bins": 3,
+    } | statistics
     return OmegaConf.create(
         {"runs": [str(outputs)], "reference": None, "folder": None, "outputs": "outputs", "statistics": section}
     )

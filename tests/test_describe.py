@@ -13,9 +13,9 @@ from rich.console import Console
 from labor_llm.careers import Careers, SplitByPerson, write_parts
 from labor_llm.datasets import read
 from labor_llm.datasets.wage_panel import SPLIT, WagePanel
-from labor_llm.describe import describe
-from labor_llm.page import page
-from labor_llm.typical import typical_careers
+from labor_llm.description.counts import describe
+from labor_llm.description.page import page
+from labor_llm.description.typical import typical_careers
 
 
 @pytest.fixture(scope="module")

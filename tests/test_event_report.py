@@ -3,9 +3,9 @@ import polars as pl
 import pytest
 from drawn_predictions import simulated
 
-from labor_llm.event_report import curve_rows, event_rows, too_small
-from labor_llm.forecasts import EVENTS, Forecasts
 from labor_llm.predictions import COLUMNS
+from labor_llm.statistics.event_forecasts import EVENTS, Forecasts
+from labor_llm.statistics.event_report import curve_rows, event_rows, too_small
 
 GROUPS = ("gender", "ethnicity", "education", "year", "history")
 

@@ -3,7 +3,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.stats import norm, ttest_1samp
 
-from labor_llm.inference import PersonSums, model_statistics
+from labor_llm.statistics.inference import PersonSums, model_statistics
 
 
 def panel(persons: int = 80, seed: int = 0, runs: int = 4):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from labor_llm.multiple_comparisons import confidence_set_p_values, holm
+from labor_llm.statistics.multiple_comparisons import confidence_set_p_values, holm
 
 
 @pytest.mark.parametrize("p_values", [[0.3], [0.04, 0.01, 0.01, 0.2, 0.9, 0.0], [1.0, 0.6, 0.7]])

@@ -2,7 +2,7 @@ import polars as pl
 import pytest
 from matplotlib.image import imread
 
-from labor_llm.plots import difference_plot, perplexity_plot, reliability_plot, save
+from labor_llm.comparison.plots import difference_plot, perplexity_plot, reliability_plot, save
 
 MODELS = pl.DataFrame(
     {

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from labor_llm.describe import COVARIATES, GROUPS, PERSONS, RECORDS, Description
+from labor_llm.description.counts import COVARIATES, GROUPS, PERSONS, RECORDS, Description
 from labor_llm.run_folder import write_atomically
 
 TOP = 12

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from labor_llm.clustered import distinct, renumbered
-from labor_llm.forecasts import Forecasts
+from labor_llm.statistics.clustered import distinct, renumbered
+from labor_llm.statistics.event_forecasts import Forecasts
 
 SINGULAR = 1e-9
 """Smallest eigenvalue of a weighted mean of (1, x)(1, x)' p(1 - p), x standardised, that determines a line."""

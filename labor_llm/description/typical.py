@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from labor_llm.careers import COLUMNS, Careers
-from labor_llm.describe import PERSONS, RECORDS, Description
+from labor_llm.description.counts import PERSONS, RECORDS, Description
 
 LENGTH = 8
 """Records of a career at most; all are in successive years that the dataset has."""

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from labor_llm.bootstrap import resampled_totals
-from labor_llm.clustered import clustered_ratio
-from labor_llm.multiple_comparisons import confidence_set_p_values
+from labor_llm.statistics.bootstrap import resampled_totals
+from labor_llm.statistics.clustered import clustered_ratio
+from labor_llm.statistics.multiple_comparisons import confidence_set_p_values
 
 Floats = NDArray[np.float64]
 

@@ -14,9 +14,9 @@ import polars as pl
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from labor_llm.calibration import Line, calibration_line, decomposition, quantile_bins
-from labor_llm.clustered import Estimate, weighted_name
-from labor_llm.forecasts import EVENTS, Forecasts
+from labor_llm.statistics.calibration import Line, calibration_line, decomposition, quantile_bins
+from labor_llm.statistics.clustered import Estimate, weighted_name
+from labor_llm.statistics.event_forecasts import EVENTS, Forecasts
 
 HISTORY = (1, 2, 5, 10, 20)
 """Last number of earlier records in each band of history lengths."""

@@ -13,7 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from labor_llm.clustered import (
+from labor_llm.events import SET_EVENTS
+from labor_llm.statistics.clustered import (
     UNDEFINED,
     Estimate,
     clustered_auc,
@@ -21,7 +22,6 @@ from labor_llm.clustered import (
     distinct,
     renumbered,
 )
-from labor_llm.events import SET_EVENTS
 
 EVENTS = ("move", *SET_EVENTS)
 

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
-from labor_llm.clustered import weighted_name
+from labor_llm.comparison.runs import Run, by_seed, distinct_names, seedless
 from labor_llm.errors import RunError, unknown
 from labor_llm.evaluate import PairedDifference, differing_records, paired_difference
-from labor_llm.event_report import curve_rows, event_rows
-from labor_llm.forecasts import EVENTS
-from labor_llm.inference import PersonSums, model_statistics
-from labor_llm.multiple_comparisons import holm
 from labor_llm.predictions import Predictions
-from labor_llm.runs import Run, by_seed, distinct_names, seedless
+from labor_llm.statistics.clustered import weighted_name
+from labor_llm.statistics.event_forecasts import EVENTS
+from labor_llm.statistics.event_report import curve_rows, event_rows
+from labor_llm.statistics.inference import PersonSums, model_statistics
+from labor_llm.statistics.multiple_comparisons import holm
 
 Row = dict[str, Any]
 METRICS_SHOWN = {

@@ -1,0 +1,1 @@
+"""Complete runs side by side: found, compared, drawn and written."""
