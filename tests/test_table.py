@@ -129,6 +129,15 @@ def test_a_large_table_in_parts_is_the_table_in_one(long_table, tmp_path, monkey
     assert [len(part) for part in again] == [len(part) for part in parts]
 
 
+@pytest.mark.parametrize("runs", [0, 10**6])
+def test_parts_are_the_same_whether_their_rows_stand_together_or_not(long_table, monkeypatch, runs):
+    monkeypatch.setattr(in_parts, "RECORDS_PER_PART", 400)
+    expected = [part.table for part in Table(name="long", raw=long_table).parts(Report())]
+    monkeypatch.setattr(in_parts, "RUNS", runs)
+    found = [part.table for part in Table(name="long", raw=long_table).parts(Report())]
+    assert all(left.equals(right) for left, right in zip(found, expected, strict=True))
+
+
 def test_a_mistake_in_a_later_part_leaves_nothing_behind_and_names_its_row(long_table, tmp_path, monkeypatch):
     monkeypatch.setattr(in_parts, "RECORDS_PER_PART", 400)
     monkeypatch.setattr(table_files, "IN_MEMORY", 0)
