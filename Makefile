@@ -1,6 +1,6 @@
 # make demo   fine-tune a language model on a real panel and compare it with its rivals (minutes, no network)
 # make test   the test suite           make check  lint, format, types, import contracts
-# make bench-scoring bench-training bench-prepare bench-gpu   speed and memory beside the rivals: benchmarks/README.md
+# make bench-scoring bench-training bench-career bench-prepare bench-gpu   speed and memory: benchmarks/README.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.benchmarks-installed
 
-.PHONY: demo test check format clean bench-install bench-scoring bench-training bench-prepare bench-gpu
+.PHONY: demo test check format clean bench-install bench-scoring bench-training bench-career bench-prepare bench-gpu
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
@@ -39,6 +39,9 @@ bench-training: $(BENCH_INSTALLED)
 
 bench-prepare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.prepare
+
+bench-career: $(INSTALLED)
+	$(BIN)/python -m benchmarks.career
 
 bench-gpu: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks.gpu

@@ -1,26 +1,64 @@
 """The contract of every occupation model, and what is exact for each."""
 
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import CHOICES, TEST, TRAIN, VALID, language, panel
+from conftest import CHOICES, TEST, TRAIN, VALID, language, panel, save_model
+from small_networks import coded
 
 from labor_llm.careers import Careers
+from labor_llm.datasets.simulated import Simulated
 from labor_llm.errors import RunError
 from labor_llm.evaluate import evaluate
+from labor_llm.language.adapters import Frozen
+from labor_llm.language.backbones import HubBackbone
+from labor_llm.language.prompts import InContextPrompt, TitlesPrompt
 from labor_llm.language.scoring import ExactScoring, PrunedScoring, RealizedScoring
+from labor_llm.models.bag_of_jobs import BagOfJobs
+from labor_llm.models.career import Career
+from labor_llm.models.embedding import Embedding
 from labor_llm.models.empirical import Empirical
+from labor_llm.models.logit import Logit
 from labor_llm.models.markov import Markov
+from labor_llm.models.nemo import Nemo
+from labor_llm.models.oracle import Oracle
 from labor_llm.predictions import Predictions, choice_indices
 from labor_llm.templates import Tokens
+
+SHELF = TemporaryDirectory()
+
+
+@cache
+def shelf() -> HubBackbone:
+    """A small GPT-2 on disk, as one downloads it."""
+    return HubBackbone(name="shelf", path=str(save_model("gpt2", Path(SHELF.name))))
+
+
+def off_the_shelf(**changes):
+    return replace(language(), adapter=Frozen(), backbone=shelf(), **changes)
+
 
 MODELS = {
     "empirical": Empirical,
     "markov": Markov,
+    "markov2": lambda: Markov(order=2),
     "language": language,
+    "bag_of_jobs": lambda: coded(BagOfJobs, width=32),
+    "career": lambda: coded(Career, layers=2, width=24, feed_forward=48, heads=3),
+    "nemo": lambda: coded(Nemo, width=8, state=16, two_stage=False),
+    "logit": Logit,
+    "logit-one-stage": lambda: Logit(two_stage=False),
     "language-token": lambda: replace(language(), label=Tokens()),
+    "language-frozen-titles": lambda: off_the_shelf(prompt=TitlesPrompt()),
+    "language-frozen-in-context": lambda: off_the_shelf(prompt=InContextPrompt(careers=1)),
+    "embedding": lambda: Embedding(name="embedding", language=off_the_shelf()),
+    "embedding-pca": lambda: Embedding(name="embedding", language=off_the_shelf(), pca=4),
+    "oracle": lambda: Oracle(dataset=Simulated(occupations=330)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning and scoring of a causal language model on careers, by Lightning's Trainer."""
+"""Training of any network on careers, and fine-tuning and scoring of a language model, by Lightning's Trainer."""
 
 import logging
 import tempfile
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pytorch_lightning as L
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
@@ -51,24 +51,15 @@ MONITOR = "valid/perplexity_raw"
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class TrainerSettings:
-    """How long, how fast and on what a language model is trained."""
+class LoopSettings:
+    """How long, how fast and on what any network is trained."""
 
     learning_rate: float = Field(gt=0)
-    """Peak learning rate, after the warm-up and before the cosine decay."""
+    """Peak learning rate, after the warm-up and before the decay."""
     max_epochs: int = Field(default=12, ge=1)
     batch_size: int = Field(default=8, ge=1)
     """Careers per optimizer step."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Careers per forward pass; smaller needs less memory, and gradients are the same up to rounding."""
-    layout: Layout = "packed"
-    """Careers end to end in one row without padding, or one career a row, padded."""
-    loss_on: LossOn = "all"
-    """Learn to write the whole text, or only the titles in it."""
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    """Share of all steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
     patience: int = Field(default=4, ge=1)
     """Stop after so many validations without a better perplexity; the best weights are kept."""
     validate_every: float = Field(default=1.0, gt=0, le=1)
@@ -78,10 +69,6 @@ class TrainerSettings:
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bfloat16 products where the GPU or the processor multiplies them faster, else float32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    gradient_checkpointing: bool = False
-    """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
-    compile: bool = False
-    """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -97,38 +84,92 @@ class TrainerSettings:
         return "bf16-mixed" if _processor_has_bf16() else "32-true"
 
 
-class FineTuning(L.LightningModule):
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TrainerSettings(LoopSettings):
+    """How a language model is trained."""
+
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Careers per forward pass; smaller needs less memory, and gradients are the same up to rounding."""
+    layout: Layout = "packed"
+    """Careers end to end in one row without padding, or one career a row, padded."""
+    loss_on: LossOn = "all"
+    """Learn to write the whole text, or only the titles in it."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of all steps in which the learning rate rises."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
+    compile: bool = False
+    """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
+
+
+class Training(L.LightningModule):
+    """What training any network has in common: dropout that resumes, validation, what a checkpoint holds."""
+
+    monitor: ClassVar[str]
+    """The metric of the validation that chooses the weights: a perplexity."""
+    settings_key: ClassVar[str]
+    """Where the settings stand in a config."""
+    settings: LoopSettings
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.model, self.seed = model, seed
+        self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
+        self.valid_nll = MeanMetric(nan_strategy="disable")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout follows from the seed and the place in training, so that a resumed run repeats it."""
+        state = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx)).generate_state(1)
+        torch.manual_seed(int(state[0]))
+
+    def log_loss(self, loss: Tensor) -> None:
+        """Tell the tracker and the progress bar."""
+        self.log("train/loss", loss.detach(), batch_size=1)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        perplexity = self.valid_nll.compute().cpu().double().exp()  # titles of many tokens start above exp(88)
+        self.log(self.monitor, perplexity)
+        self.log("valid", perplexity, prog_bar=True, logger=False)
+        self.valid_nll.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained: a frozen base is not written again."""
+        trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def load_trained(self, checkpoint: Path) -> None:
+        """Take over the trained weights of a checkpoint; every one of them must be there."""
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
+        if set(weights) != trained:
+            raise RuntimeError(f"{checkpoint} does not hold the trained weights of this model")
+        self.load_state_dict(weights, strict=False)
+
+
+class FineTuning(Training):
     """Trains a causal language model to write careers, validates on their titles, and scores choice sets."""
 
+    monitor = MONITOR
+    settings_key = "trainer"
+    model: PreTrainedModel
+    settings: TrainerSettings
     trie: TitleTrie
     scoring: Scoring
     scorer: TitleScorer
 
     def __init__(self, model: PreTrainedModel, settings: TrainerSettings, total_steps: int, seed: int) -> None:
-        super().__init__()
-        self.model, self.settings, self.total_steps, self.seed = model, settings, total_steps, seed
-        self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
-        self.valid_nll = MeanMetric(nan_strategy="disable")
-
-    def on_train_batch_start(self, batch: CareerBatch, batch_idx: int) -> None:
-        """Dropout follows from the seed and the place in training, so that a resumed run repeats it."""
-        state = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx)).generate_state(1)
-        torch.manual_seed(int(state[0]))
+        super().__init__(model, seed)
+        self.settings, self.total_steps = settings, total_steps
 
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
         loss = self._nll(batch) / batch["step_tokens"] * self.trainer.accumulate_grad_batches
-        self.log("train/loss", loss.detach(), batch_size=1)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)
+        self.log_loss(loss)
         return loss
 
     def validation_step(self, batch: CareerBatch, batch_idx: int) -> None:
         self.valid_nll.update(self._nll(batch) / batch["records"], weight=batch["records"])
-
-    def on_validation_epoch_end(self) -> None:
-        perplexity = self.valid_nll.compute().cpu().double().exp()  # titles of many tokens start above exp(88)
-        self.log(MONITOR, perplexity)
-        self.log("valid", perplexity, prog_bar=True, logger=False)
-        self.valid_nll.reset()
 
     def on_predict_start(self) -> None:
         """Lay the trie out on the model's device, and check the scores of two careers the plain way."""
@@ -162,19 +203,6 @@ class FineTuning(L.LightningModule):
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: a frozen base is not written again."""
-        trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
-    def load_trained(self, checkpoint: Path) -> None:
-        """Take over the trained weights of a checkpoint; every one of them must be there."""
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
-        if set(weights) != trained:
-            raise RuntimeError(f"{checkpoint} does not hold the trained weights of this model")
-        self.load_state_dict(weights, strict=False)
-
     def _nll(self, batch: CareerBatch) -> Tensor:
         """Minus the log-probability of all labelled tokens, summed, in nats."""
         return summed_nll(self.model, batch["inputs"], batch["labels"])
@@ -203,6 +231,24 @@ class TrackerLogger(Logger):
         self._tracker.log(dict(metrics), step or 0)
 
 
+class Batches(Protocol):
+    """Batches of one epoch after another, and where the next one is."""
+
+    parts: int
+    """Batches of an optimizer step."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 def fine_tune(
     module: FineTuning,
     train: TrainingBatches,
@@ -211,37 +257,45 @@ def fine_tune(
     folder: Path | None,
     progress: bool,
 ) -> None:
+    """``train_to_best`` for a language model, with the attention and the layers that its settings ask for."""
+    module.train()  # a loaded model comes without dropout
+    if module.settings.layout == "packed":
+        check_packing(module.model, train.encoded)
+    with _prepared(module.model, module.settings):
+        train_to_best(module, train, valid, tracker, folder, progress)
+
+
+def train_to_best(
+    module: Training, train: Batches, valid: Any, tracker: Tracker, folder: Path | None, progress: bool
+) -> None:
     """Train until the epochs or the patience end, then take the weights of the best validation.
 
     A checkpoint in ``folder`` that an interrupted call left is resumed from, to the same weights as if it had
     not been interrupted (bit for bit in float32 on a CPU). A RunError if the loss was never a number.
     """
+    settings = module.settings
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = folder or Path(scratch)
         last = checkpoints / "last.ckpt"
         trainer = lightning_trainer(
-            module.settings,
+            settings,
             progress,
-            callbacks=_fitting_callbacks(module.settings, checkpoints),
+            callbacks=_fitting_callbacks(settings, checkpoints, module.monitor),
             logger=TrackerLogger(tracker),
-            max_epochs=module.settings.max_epochs,
+            max_epochs=settings.max_epochs,
             accumulate_grad_batches=train.parts,
-            val_check_interval=round(train.steps * module.settings.validate_every) * train.parts or train.parts,
-            precision=module.settings.resolved_precision,
+            val_check_interval=round(train.steps * settings.validate_every) * train.parts or train.parts,
+            precision=settings.resolved_precision,
             log_every_n_steps=min(10, len(train)),
             num_sanity_val_steps=0,
         )
-        module.train()  # a loaded model comes without dropout
-        if module.settings.layout == "packed":
-            check_packing(module.model, train.encoded)
-        with _prepared(module.model, module.settings):
-            trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
         best = trainer.checkpoint_callback
         assert isinstance(best, ModelCheckpoint)
         if best.best_model_score is None or not torch.isfinite(best.best_model_score):
             raise RunError(
-                f"training diverged: {MONITOR} was never a number up to step {trainer.global_step}. "
-                f"Lower trainer.learning_rate (now {module.settings.learning_rate})."
+                f"training diverged: {module.monitor} was never a number up to step {trainer.global_step}. "
+                f"Lower {module.settings_key}.learning_rate (now {settings.learning_rate})."
             )
         module.load_trained(checkpoints / "best.ckpt")
 
@@ -296,7 +350,7 @@ def score_careers(
     return Scores.joined(scores)
 
 
-def lightning_trainer(settings: TrainerSettings, progress: bool, **arguments: Any) -> L.Trainer:
+def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) -> L.Trainer:
     """A Trainer on one device, quiet but for its progress bar and its warnings."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec", module="pytorch_lightning")  # its own use of torch
@@ -343,11 +397,11 @@ class ResumePoint(Checkpoint):
         trainer.save_checkpoint(self.path)
 
 
-def _fitting_callbacks(settings: TrainerSettings, folder: Path) -> list[Callback]:
+def _fitting_callbacks(settings: LoopSettings, folder: Path, monitor: str) -> list[Callback]:
     """Best weights, patience, and last of all the point to resume from, which holds the others' state."""
-    stopping = EarlyStopping(MONITOR, mode="min", patience=settings.patience, check_on_train_epoch_end=False)
+    stopping = EarlyStopping(monitor, mode="min", patience=settings.patience, check_on_train_epoch_end=False)
     best = ModelCheckpoint(
-        folder, "best", MONITOR, mode="min", save_on_train_epoch_end=False, enable_version_counter=False
+        folder, "best", monitor, mode="min", save_on_train_epoch_end=False, enable_version_counter=False
     )
     return [stopping, best, ResumePoint(folder / "last.ckpt", settings.checkpoint_every, stopping)]
 

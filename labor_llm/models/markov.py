@@ -1,18 +1,22 @@
-"""First-order transition frequencies, backed off to the frequencies without history."""
+"""Transition frequencies of first or second order, backed off to those of shorter histories."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_array
 
 from labor_llm.careers import Careers
 from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.models.empirical import best_smoothing, smoothed_shares
 from labor_llm.predictions import ChoiceProbabilities, choice_indices
+
+BLOCK = 1 << 12
+"""Records whose distributions are put together at once."""
 
 
 @dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
@@ -21,9 +25,15 @@ class Markov(OccupationModel):
 
     First records have a row of their own, as if every career began in a state before it. After an occupation
     that training never saw there, the model falls back on p.
+
+    Of second order, P(j | h, i) = (n_hij + r P(j | i)) / (n_hi + r), with r chosen on the validation split; a
+    history of one record is the beginning and that record, and after a pair that training never saw the model
+    falls back on P(j | i).
     """
 
     name: str = "markov"
+    order: Literal[1, 2] = 1
+    """How many of the last occupations the next one depends on."""
 
     file: ClassVar[str] = "markov.safetensors"
 
@@ -35,10 +45,50 @@ class Markov(OccupationModel):
             lambda s: float((valid_counts_IJ * np.log(_backed_off(counts_IJ, shares_J, s))).sum())
         )
         self.probabilities_IJ_ = _backed_off(counts_IJ, shares_J, smoothing)
+        if self.order == 2:
+            self._fit_pairs(train, valid)
+
+    def _fit_pairs(self, train: Careers, valid: Careers) -> None:
+        """Count what followed each pair of occupations, and choose how much a pair is trusted."""
+        places_N = choice_indices(train.table["occupation"], self.choice_set)
+        known_N = (places_N >= 0) & train.previous.is_not_null().to_numpy()
+        self.pairs_C_, rows = np.unique(self._pairs(train)[known_N], return_inverse=True)
+        shape = len(self.pairs_C_), len(self.choice_set)
+        self.counts_CJ_ = csr_array((np.ones(len(rows)), (rows, places_N[known_N])), shape=shape)
+        realised_N = choice_indices(valid.table["occupation"], self.choice_set)
+        kept_N = realised_N >= 0
+        rows_N, contexts_N = self._rows(valid)[kept_N], self._contexts(valid)[kept_N]
+        shorter_N = self.probabilities_IJ_[rows_N, realised_N[kept_N]]
+        seen_N = contexts_N >= 0
+        counts_N, totals_N = np.zeros(len(rows_N)), np.zeros(len(rows_N))
+        counts_N[seen_N] = self.counts_CJ_[contexts_N[seen_N], realised_N[kept_N][seen_N]]
+        totals_N[seen_N] = self.counts_CJ_.sum(axis=1)[contexts_N[seen_N]]
+        self.trust_ = best_smoothing(lambda r: float(np.log((counts_N + r * shorter_N) / (totals_N + r)).sum()))
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
-        log_probs_NJ = np.log(self.probabilities_IJ_[self._rows(careers)])
-        return ChoiceProbabilities(log_probs_NJ, np.zeros(len(careers)))
+        probabilities_NJ = self.probabilities_IJ_[self._rows(careers)]
+        if self.order == 2:
+            contexts_N = self._contexts(careers)
+            for start in range(0, len(careers), BLOCK):
+                seen = start + np.flatnonzero(contexts_N[start : start + BLOCK] >= 0)
+                counts = self.counts_CJ_[contexts_N[seen]].toarray()
+                totals = counts.sum(axis=1, keepdims=True)
+                probabilities_NJ[seen] = (counts + self.trust_ * probabilities_NJ[seen]) / (totals + self.trust_)
+        return ChoiceProbabilities(np.log(probabilities_NJ), np.zeros(len(careers)))
+
+    def _pairs(self, careers: Careers) -> NDArray[np.int64]:
+        """The two occupations before each record as one number, the row of ``_rows`` for each."""
+        rows_N = self._rows(careers)
+        before_N = np.where(careers.previous.is_null().to_numpy(), len(self.choice_set), np.roll(rows_N, 1))
+        return before_N * (len(self.choice_set) + 2) + rows_N
+
+    def _contexts(self, careers: Careers) -> NDArray[np.int64]:
+        """The place of each record's pair among those that training saw, -1 for others."""
+        pairs_N = self._pairs(careers)
+        if not len(self.pairs_C_):
+            return np.full_like(pairs_N, -1)
+        places_N = np.searchsorted(self.pairs_C_, pairs_N).clip(max=len(self.pairs_C_) - 1)
+        return np.where(self.pairs_C_[places_N] == pairs_N, places_N, -1)
 
     def _transition_counts(self, careers: Careers) -> NDArray[np.float64]:
         """Transitions from row to occupation, shape (J + 2, J)."""
@@ -57,10 +107,20 @@ class Markov(OccupationModel):
         return np.where(first_N, size, np.where(before_N < 0, size + 1, before_N))
 
     def _save(self, folder: Path) -> None:
-        save_file({"probabilities_IJ": self.probabilities_IJ_}, folder / self.file)
+        arrays = {"probabilities_IJ": self.probabilities_IJ_}
+        if self.order == 2:
+            counts = self.counts_CJ_
+            arrays |= {"pairs_C": self.pairs_C_, "trust": np.array([self.trust_])}
+            arrays |= {name: getattr(counts, name) for name in ("data", "indices", "indptr")}
+        save_file(arrays, folder / self.file)
 
     def _load(self, folder: Path) -> None:
-        self.probabilities_IJ_ = load_file(folder / self.file)["probabilities_IJ"]
+        arrays = load_file(folder / self.file)
+        self.probabilities_IJ_ = arrays["probabilities_IJ"]
+        if self.order == 2:
+            self.pairs_C_, self.trust_ = arrays["pairs_C"], float(arrays["trust"][0])
+            shape = len(self.pairs_C_), len(self.choice_set)
+            self.counts_CJ_ = csr_array((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
 
 
 def _backed_off(

@@ -1,0 +1,93 @@
+"""Training of a network that reads codes, and the probabilities that it gives, by Lightning's Trainer.
+
+Legend: T records of a batch, N of a table, J occupations, K logits.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from labor_llm.language.finetune import LoopSettings, Training, lightning_trainer
+from labor_llm.sequences.batches import CodeBatch, CodeScoringBatches
+from labor_llm.sequences.codes import CodedCareers
+from labor_llm.sequences.heads import LIMIT, choice_log_probs, choice_nll
+
+BETAS = (0.9, 0.98)
+"""Adam's, as in the reference code of CAREER."""
+SCORED_RECORDS = 4096
+"""Records that are scored together."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CodeTrainerSettings(LoopSettings):
+    """How a network that reads codes is trained: AdamW, the rate falling with the inverse square root of steps."""
+
+    warmup_steps: int = Field(default=200, ge=1)
+    """Optimizer steps in which the learning rate rises; after four times as many it has fallen to a half."""
+
+
+class CodeTraining(Training):
+    """Trains a network to predict the occupation of every record of a career, and gives its probabilities."""
+
+    monitor = "valid/perplexity"
+    settings_key = "model.trainer"
+    settings: CodeTrainerSettings
+
+    def __init__(self, model: nn.Module, choices: int, settings: CodeTrainerSettings, seed: int) -> None:
+        super().__init__(model, seed)
+        self.choices, self.settings = choices, settings
+
+    def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
+        loss, _ = self._mean_nll(batch)
+        self.log_loss(loss)
+        return loss
+
+    def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
+        nll, records = self._mean_nll(batch)
+        self.valid_nll.update(nll, weight=records)
+
+    def predict_step(self, batch: CodeBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """The records' rows in the table and their log-probabilities (T, J)."""
+        log_probs_TJ = choice_log_probs(self._logits(batch).double(), batch["before_T"], self.choices)
+        return batch["rows_T"], log_probs_TJ.float()
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            betas=BETAS,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min((step + 1) / settings.warmup_steps, (settings.warmup_steps / (step + 1)) ** 0.5),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _logits(self, batch: CodeBatch) -> Tensor:
+        logits_TK: Tensor = self.model(batch).float().clamp(-LIMIT, LIMIT)
+        return logits_TK
+
+    def _mean_nll(self, batch: CodeBatch) -> tuple[Tensor, Tensor]:
+        """Minus the mean log-probability of what was realised, in nats, and over how many records."""
+        records = (batch["targets_T"] >= 0).sum()
+        nll = choice_nll(self._logits(batch), batch["before_T"], batch["targets_T"], self.choices)
+        return nll / records.clamp(min=1), records
+
+
+def score(module: CodeTraining, coded: CodedCareers, progress: bool) -> NDArray[np.float32]:
+    """Log-probabilities of all records in the order of the table, (N, J), in nats."""
+    trainer = lightning_trainer(
+        module.settings, progress, logger=False, precision=module.settings.resolved_precision
+    )
+    log_probs_NJ = np.empty((len(coded.targets_N), module.choices), dtype=np.float32)
+    for rows, log_probs in trainer.predict(module, CodeScoringBatches(coded, SCORED_RECORDS).loader()) or []:
+        log_probs_NJ[rows.numpy()] = log_probs.numpy()
+    return log_probs_NJ

@@ -1,0 +1,122 @@
+"""The network of CAREER: a transformer over occupation codes that reads covariates beside them.
+
+As in the reference code (keyonvafa/career-code), which is a fairseq decoder: layer norms before attention and
+feed-forward layers and at the end, GELU, fixed sinusoidal positions, an output matrix of its own without bias, no
+layer norm on the embedding.
+
+Legend: T records of a batch, R rows of its grid, which hold several careers each, L records of a row,
+C covariates, D numbers of a record's state, H heads, K logits.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from labor_llm.sequences.batches import CodeBatch, Grid
+from labor_llm.sequences.codes import CodeBook
+
+FIRST_POSITION = 2
+"""fairseq counts positions from the number after its padding symbol's, which is 1."""
+
+
+class CareerTransformer(nn.Module):
+    """Logits for every record of a batch from the occupations before it and the covariates up to it."""
+
+    def __init__(
+        self, book: CodeBook, logits: int, layers: int, width: int, feed_forward: int, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.width, self.dropout = width, dropout
+        self.occupations = embedding(book.start + 2, width, book.outside)
+        self.columns = book.columns
+        self.covariates = nn.ModuleDict(
+            {name: embedding(len(book.values[name]) + 1, width, 0) for name in self.columns}
+        )
+        self.layers = nn.ModuleList(Layer(width, feed_forward, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, logits, bias=False)
+        nn.init.normal_(self.output.weight, std=width**-0.5)
+
+    def forward(self, batch: CodeBatch) -> Tensor:
+        """Logits (T, K)."""
+        grid = Grid.filled(batch)
+        state_TD = math.sqrt(self.width) * self.occupations(batch["before_T"])
+        state_TD = state_TD + sinusoids(batch["places_T"] + FIRST_POSITION, self.width)
+        for name, table in self.covariates.items():
+            state_TD = state_TD + table(batch["covariates_TC"][:, self.columns[name]])
+        state_RLD = dropped(grid.spread(state_TD), self.dropout, self.training)
+        bias_R1LL = attention_bias(grid.spread(batch["careers_T"][:, None], empty=-1)[..., 0])
+        for layer in self.layers:
+            state_RLD = layer(state_RLD, bias_R1LL)
+        logits_TK: Tensor = self.output(self.norm(grid.collected(state_RLD)))
+        return logits_TK
+
+
+class Layer(nn.Module):
+    """Attention to the records before and the own one, then two feed-forward maps."""
+
+    def __init__(self, width: int, feed_forward: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.read = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, feed_forward), nn.Linear(feed_forward, width)
+        for part in self.query_key_value.weight.chunk(3):
+            nn.init.xavier_uniform_(part, gain=2**-0.5)
+        for linear in (self.read, self.up, self.down):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, state_RLD: Tensor, bias_R1LL: Tensor) -> Tensor:
+        """The state after the layer, (R, L, D)."""
+        read_RLD = self.read(self._attention(self.attention_norm(state_RLD), bias_R1LL))
+        state_RLD = state_RLD + dropped(read_RLD, self.dropout, self.training)
+        change_RLD = self.down(gelu(self.up(self.feed_forward_norm(state_RLD))))
+        return state_RLD + dropped(change_RLD, self.dropout, self.training)
+
+    def _attention(self, state_RLD: Tensor, bias_R1LL: Tensor) -> Tensor:
+        """What each record reads, (R, L, D); the softmax is taken in float32."""
+        rows, length, width = state_RLD.shape
+        parts = self.query_key_value(state_RLD).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.contiguous().flatten(1, 2).unbind(0)  # each (R H, L, D / H)
+        scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2)).float()
+        shares = (scores.view(rows, -1, length, length) + bias_R1LL).softmax(-1).to(value.dtype)
+        read = torch.bmm(dropped(shares, self.dropout, self.training).flatten(0, 1), value)
+        return read.view(rows, -1, length, width // self.heads).transpose(1, 2).reshape(rows, length, width)
+
+
+def attention_bias(careers_RL: Tensor) -> Tensor:
+    """Minus infinity where a record (third place) may not read another one (fourth place), (R, 1, L, L)."""
+    same_RLL = careers_RL[:, :, None] == careers_RL[:, None, :]
+    seen_RLL = same_RLL & torch.ones_like(same_RLL).tril()
+    return torch.zeros(seen_RLL.shape, device=seen_RLL.device).masked_fill_(~seen_RLL, float("-inf"))[:, None]
+
+
+def dropped(values: Tensor, share: float, training: bool) -> Tensor:
+    """Dropout. On a CPU four values take their chance from one random number, which is five times as fast."""
+    if not training or not share:
+        return values
+    if values.device.type != "cpu":
+        return nn.functional.dropout(values, share)
+    numbers = torch.empty(values.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+    chances = numbers.view(torch.int16)[: values.numel()].view(values.shape)
+    kept = (chances >= round(share * 2**16) - 2**15).to(values.dtype)
+    return values * kept.mul_(1 / (1 - share))
+
+
+def embedding(count: int, width: int, unknown: int) -> nn.Embedding:
+    """A table of vectors of about length one; that of what is unknown is zero and stays so."""
+    table = nn.Embedding(count, width, padding_idx=unknown)
+    nn.init.normal_(table.weight, std=width**-0.5)
+    nn.init.zeros_(table.weight[unknown])
+    return table
+
+
+def sinusoids(positions_T: Tensor, width: int) -> Tensor:
+    """Sines of the positions at falling frequencies, then cosines, (T, D)."""
+    steps = torch.arange(width // 2, device=positions_T.device)
+    angles = positions_T[:, None] * torch.exp(steps * (-math.log(10_000) / (width // 2 - 1)))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,208 @@
+"""Networks that read codes as models: the schedule, resuming, and CAREER that goes on from other careers."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import CHOICES, TEST, TRAIN, VALID, panel
+from hydra import compose, initialize_config_dir
+from pytorch_lightning.callbacks import Callback
+from small_networks import coded, trainer
+
+from labor_llm.configs import conf_folder
+from labor_llm.errors import ConfigError, RunError
+from labor_llm.language import finetune
+from labor_llm.models.bag_of_jobs import BagOfJobs
+from labor_llm.models.base import Workspace, choice_set
+from labor_llm.models.career import Career
+from labor_llm.models.logit import Logit
+from labor_llm.run import run, score
+
+SMALL = {"layers": 1, "width": 12, "feed_forward": 24, "heads": 3}
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model._module.model.named_parameters()}
+
+
+def test_the_rate_rises_to_its_peak_and_falls_with_the_inverse_square_root():
+    model = coded(BagOfJobs, width=4, trainer=trainer(max_epochs=1, warmup_steps=10, learning_rate=1.0))
+    optimizers = model.fit(TRAIN, VALID, CHOICES)._module.configure_optimizers()
+    schedule, rates = optimizers["lr_scheduler"]["scheduler"], []
+    for _ in range(40):
+        rates.append(schedule.get_last_lr()[0])
+        optimizers["optimizer"].step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[39] == pytest.approx(0.5)
+
+
+class PowerCutError(Exception):
+    """Ends training in the middle."""
+
+
+class PowerCut(Callback):
+    """Ends training after so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_end(self, *args) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise PowerCutError
+
+
+@pytest.mark.parametrize("batches", [2, 5])
+def test_an_interrupted_fit_ends_with_the_same_weights(batches, tmp_path, monkeypatch):
+    def model():
+        return coded(Career, **SMALL, trainer=trainer(max_epochs=3, checkpoint_every=1, learning_rate=0.03))
+
+    whole = weights(model().fit(TRAIN, VALID, CHOICES))
+    callbacks = finetune._fitting_callbacks
+    cut = PowerCut(batches)
+    monkeypatch.setattr(finetune, "_fitting_callbacks", lambda *args: [*callbacks(*args), cut])
+    with pytest.raises(PowerCutError):
+        model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path))
+    monkeypatch.undo()
+    resumed = weights(model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path)))
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_diverged_training_names_the_key_to_change():
+    with pytest.raises(RunError, match=r"valid/perplexity was never.*Lower model\.trainer\.learning_rate"):
+        coded(Career, **SMALL, trainer=trainer(learning_rate=1e38)).fit(TRAIN, VALID, CHOICES)
+
+
+RESUMES = panel(
+    person_id=[f"r{person}" for person in range(30) for _ in range(4)],
+    year=[1970 + year for _ in range(30) for year in range(4)],
+    occupation=["243", "095", "004", "243"] * 30,
+    region=["south"] * 120,
+    gender=["female"] * 120,
+)
+
+
+def complete_run(model, folder: Path) -> Path:
+    """A folder that looks like that of a complete run."""
+    model.save(folder / "model")
+    (folder / "complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return coded(Career, **SMALL, covariates=("year", "region", "gender")).fit(
+        RESUMES, RESUMES, choice_set(RESUMES)
+    )
+
+
+def going_on(run: Path, **settings):
+    """A model that starts from the run and hardly moves from there."""
+    still = trainer(learning_rate=1e-9, max_epochs=1)
+    return coded(Career, **SMALL | {"init_from": str(run), "trainer": still} | settings)
+
+
+def test_a_model_goes_on_from_another_one_row_by_row(pretrained, tmp_path):
+    fitted = going_on(complete_run(pretrained, tmp_path)).fit(TRAIN, VALID, CHOICES)
+    old, new = weights(pretrained), weights(fitted)
+    before = pretrained.choice_set
+    for code in set(before) & set(CHOICES):
+        for name in ("occupations.weight", "output.weight"):
+            row, source = new[name][CHOICES.index(code)], old[name][before.index(code)]
+            torch.testing.assert_close(row, source, atol=1e-6, rtol=0)
+    for name, value in new.items():
+        if name.startswith(("layers", "norm")):
+            torch.testing.assert_close(value, old[name], atol=1e-6, rtol=0)
+    torch.testing.assert_close(new["output.weight"][-1], old["output.weight"][-1], atol=1e-6, rtol=0)
+    starts = new["occupations.weight"][len(CHOICES)], old["occupations.weight"][len(before)]
+    torch.testing.assert_close(*starts, atol=1e-6, rtol=0)
+    place = fitted._book.values["gender"].index("female") + 1
+    torch.testing.assert_close(
+        new["covariates.gender.weight"][place], old["covariates.gender.weight"][1], atol=1e-6, rtol=0
+    )
+
+
+def test_what_only_one_of_the_two_datasets_has_starts_at_random_or_is_dropped(pretrained, tmp_path):
+    fitted = going_on(complete_run(pretrained, tmp_path)).fit(TRAIN, VALID, CHOICES)
+    assert "region" not in fitted._book.columns
+    assert weights(fitted)["covariates.education.weight"][1:].abs().min() > 0
+    assert fitted._book.values["year"][0] == "1980"
+    new_occupation = weights(fitted)["output.weight"][CHOICES.index("274")]
+    assert new_occupation.abs().max() > 0
+
+
+def test_persons_of_the_first_training_count_as_seen(pretrained, tmp_path):
+    fitted = going_on(complete_run(pretrained, tmp_path)).fit(TRAIN, VALID, CHOICES)
+    assert fitted.persons_seen(RESUMES) == RESUMES.persons
+    assert fitted.persons_seen(TRAIN) == TRAIN.persons
+    assert fitted.persons_seen(TEST) == 0
+
+
+def test_one_stage_goes_on_in_two(pretrained, tmp_path):
+    fitted = going_on(complete_run(pretrained, tmp_path), two_stage=False).fit(TRAIN, VALID, CHOICES)
+    assert len(weights(fitted)["output.weight"]) == len(CHOICES)
+
+
+def test_a_run_that_does_not_fit_is_refused(pretrained, tmp_path):
+    with pytest.raises(ConfigError, match="folder of a complete run"):
+        going_on(tmp_path / "nowhere").fit(TRAIN, VALID, CHOICES)
+    run = complete_run(pretrained, tmp_path / "career")
+    with pytest.raises(ConfigError, match=r"another shape: set model\.width=12"):
+        going_on(run, width=24).fit(TRAIN, VALID, CHOICES)
+    other = complete_run(Logit().fit(TRAIN, VALID, CHOICES), tmp_path / "logit")
+    with pytest.raises(ConfigError, match="run of another model"):
+        going_on(other).fit(TRAIN, VALID, CHOICES)
+
+
+def test_codes_that_mean_something_else_are_refused(pretrained, tmp_path):
+    run = complete_run(pretrained, tmp_path)
+    facts = run / "model" / "occupation_model.json"
+    text = facts.read_text()
+    title = TRAIN.taxonomy.title("095")
+    facts.write_text(text.replace(title.replace('"', '\\"'), "Astronauts"))
+    assert facts.read_text() != text
+    with pytest.raises(ConfigError, match=r"code '095' is .*Astronauts"):
+        going_on(run).fit(TRAIN, VALID, CHOICES)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width must be a multiple of twice the heads, 6, got 16"):
+        coded(Career, layers=1, width=16, feed_forward=8, heads=3)
+
+
+def test_two_stages_learn_to_stay():
+    careers = panel(
+        person_id=[f"s{person}" for person in range(40) for _ in range(5)],
+        year=[1980 + year for _ in range(40) for year in range(5)],
+        occupation=[code for person in range(40) for code in [("095", "243", "274")[person % 3]] * 5],
+    )
+    model = coded(BagOfJobs, width=32, trainer=trainer(max_epochs=40, patience=40, learning_rate=0.01))
+    choices = choice_set(careers)
+    predictions = np.exp(model.fit(careers, careers, choices).log_probs(careers))
+    stays = careers.table.with_row_index().filter(pl.Series(careers.previous.is_not_null()))
+    columns = [choices.index(code) for code in stays["occupation"]]
+    assert predictions[stays["index"], columns].min() > 0.9
+
+
+def test_a_run_goes_on_from_another_run_and_is_scored_again(tmp_path):
+    small = [
+        "model.layers=1",
+        "model.width=12",
+        "model.feed_forward=24",
+        "model.trainer.max_epochs=1",
+        "model.trainer.warmup_steps=3",
+    ]
+    common = [f"outputs={tmp_path}", "tracker=jsonl", "trainer.accelerator=cpu", "model=career", *small]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        first = run(compose("run", [*common, "name=first"]))
+        (folder,) = tmp_path.glob("wage_panel/first/*")
+        second = run(compose("run", [*common, "name=second", f"model.init_from={folder}"]))
+        (fitted,) = tmp_path.glob("wage_panel/second/*")
+        again = score(compose("score", [f"run={fitted}"]))
+    assert 1 < second < first
+    assert again == pytest.approx(second, rel=1e-6)

@@ -1,0 +1,185 @@
+"""Careers in numbers, their batches, and the networks beside definitions that are spelled out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAREERS, CHOICES, TRAIN, panel
+from torch.nn.functional import gelu, layer_norm
+
+from labor_llm.sequences.bag import BagOfJobsNetwork
+from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches, Grid, collate
+from labor_llm.sequences.codes import CodeBook
+from labor_llm.sequences.lstm import ContextualLSTM
+from labor_llm.sequences.transformer import CareerTransformer, dropped, sinusoids
+
+UNEVEN = panel(
+    person_id=["a"] * 5 + ["b"] * 1 + ["c"] * 3 + ["d"] * 2,
+    year=[1980, 1981, 1982, 1983, 1984, 1980, 1980, 1981, 1983, 1981, 1982],
+    occupation=["095", "095", "243", "004", "095", "243", "095", "243", "243", "095", "243"],
+    education=["school", None, "school", "college", "college", "school", None, None, None, "college", "college"],
+    gender=["female"] * 6 + ["male"] * 5,
+)
+BOOK = CodeBook.of(UNEVEN, ("095", "243"), ("year", "education", "gender", "region"))
+CODED = BOOK.encode(UNEVEN)
+LOGITS = 3
+
+
+def everybody():
+    return collate(CODED, np.arange(len(CODED)))
+
+
+def test_values_have_numbers_and_what_training_never_saw_has_none():
+    assert BOOK.values["education"] == ("", "college", "school")
+    assert BOOK.values["region"] == ()
+    assert CODED.before_N[:5].tolist() == [2, 0, 0, 1, 3]  # 2: the beginning; 3: outside the choice set
+    assert CODED.targets_N[:5].tolist() == [0, 0, 1, -1, 0]
+    assert CODED.covariates_NC[:5, 1].tolist() == [3, 1, 3, 2, 2]
+    new = BOOK.encode(
+        panel(person_id=["e"], year=[1999], occupation=["095"], education=["doctor"], region=["south"])
+    )
+    assert new.covariates_NC.tolist() == [[0, 0, 0, 0]]
+
+
+def test_a_book_is_written_and_read(tmp_path):
+    BOOK.write(tmp_path)
+    assert CodeBook.read(tmp_path) == BOOK
+
+
+def test_every_person_is_in_every_epoch_once_and_in_another_order():
+    coded = CodeBook.of(TRAIN, CHOICES, ()).encode(TRAIN)
+    batches = CodeTrainingBatches(coded, 16, seed=3)
+    epochs = [torch.cat([batch["rows_T"] for batch in batches]) for _ in range(2)]
+    for rows in epochs:
+        assert sorted(rows.tolist()) == list(range(len(TRAIN)))
+    assert not torch.equal(*epochs)
+
+
+def test_batches_go_on_where_they_were():
+    coded = CodeBook.of(TRAIN, CHOICES, ()).encode(TRAIN)
+    whole, cut, resumed = (CodeTrainingBatches(coded, 16, seed=3) for _ in range(3))
+    rows = [batch["rows_T"] for _ in range(2) for batch in whole]
+    started = iter(cut)
+    next(started), next(started)
+    resumed.load_state_dict(cut.state_dict())
+    for batch, expected in zip([*resumed, *resumed], rows[2:], strict=True):
+        assert torch.equal(batch["rows_T"], expected)
+
+
+def test_scoring_takes_every_record_once_and_not_too_many_together():
+    coded = CodeBook.of(CAREERS, CHOICES, ()).encode(CAREERS)
+    batches = CodeScoringBatches(coded, 50)
+    rows = [batches[place]["rows_T"].tolist() for place in range(len(batches))]
+    assert sorted(row for batch in rows for row in batch) == list(range(len(CAREERS)))
+    assert max(map(len, rows)) <= 50 + 6
+
+
+@pytest.mark.parametrize("grid", [Grid.of_careers, Grid.filled])
+def test_grids_hold_every_record_in_a_slot_of_its_own(grid):
+    batch = everybody()
+    laid = grid(batch)
+    assert len(set(laid.slots_T.tolist())) == len(UNEVEN)
+    values = torch.arange(len(UNEVEN)).float()[:, None] + 1
+    torch.testing.assert_close(laid.collected(laid.spread(values)), values)
+    for career in range(len(CODED)):
+        slots = laid.slots_T[batch["careers_T"] == career]
+        assert (slots.diff() == 1).all()
+        assert len(set((slots // laid.length).tolist())) == 1
+
+
+def spelled_out(network: CareerTransformer, batch) -> torch.Tensor:
+    """One career by itself, head by head and with a mask, as the publication defines it."""
+    length, width = len(batch["before_T"]), network.width
+    state = math.sqrt(width) * network.occupations(batch["before_T"])
+    half = width // 2
+    for position in range(length):
+        for k in range(half):
+            angle = (position + 2) / 10_000 ** (k / (half - 1))
+            state = state.index_put((torch.tensor(position), torch.tensor(k)), torch.tensor(math.sin(angle)), True)
+            state = state.index_put(
+                (torch.tensor(position), torch.tensor(half + k)), torch.tensor(math.cos(angle)), True
+            )
+    for name in ("year", "education", "gender"):
+        state = state + network.covariates[name](batch["covariates_TC"][:, list(BOOK.values).index(name)])
+    for layer in network.layers:
+        x = layer_norm(state, (width,), layer.attention_norm.weight, layer.attention_norm.bias)
+        parts = layer.query_key_value(x).split(width, dim=1)
+        reads = []
+        for query, key, value in zip(*(part.split(width // layer.heads, dim=1) for part in parts), strict=True):
+            scores = query @ key.T / math.sqrt(width // layer.heads)
+            future = torch.ones(length, length, dtype=torch.bool).triu(1)
+            reads.append(scores.masked_fill(future, float("-inf")).softmax(1) @ value)
+        state = state + layer.read(torch.cat(reads, dim=1))
+        x = layer_norm(state, (width,), layer.feed_forward_norm.weight, layer.feed_forward_norm.bias)
+        state = state + layer.down(gelu(layer.up(x)))
+    return network.output(layer_norm(state, (width,), network.norm.weight, network.norm.bias))
+
+
+def test_careers_in_one_grid_are_read_as_each_by_itself():
+    torch.manual_seed(0)
+    network = CareerTransformer(BOOK, LOGITS, layers=2, width=12, feed_forward=20, heads=3, dropout=0.5).eval()
+    alone = [spelled_out(network, collate(CODED, np.array([career]))) for career in range(len(CODED))]
+    torch.testing.assert_close(network(everybody()), torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_bag_of_jobs_is_as_defined():
+    torch.manual_seed(0)
+    network, batch = BagOfJobsNetwork(BOOK, LOGITS, width=6), everybody()
+
+    def mean(table, values):
+        vectors = torch.cat([table.symbol, table.embedding(values)])
+        return table.projection(vectors.mean(0))
+
+    expected = []
+    for record, place in enumerate(batch["places_T"].tolist()):
+        now, earlier = batch["before_T"][record], batch["before_T"][record - place : record]
+        logits = network.last.projection(network.last.embedding(now)) + mean(network.earlier, earlier)
+        for name, column in BOOK.columns.items():
+            values = batch["covariates_TC"][:, column]
+            table = network.current[name]
+            logits = logits + table.projection(table.embedding(values[record]))
+            if name != "gender":
+                logits = logits + mean(network.past[name], values[record - place : record])
+        expected.append(logits)
+    torch.testing.assert_close(network(batch), torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("covariates", [("year", "gender"), ()])
+def test_the_context_of_nemo_enters_from_the_first_record_on(covariates):
+    torch.manual_seed(0)
+    book = CodeBook.of(UNEVEN, ("095", "243"), covariates)
+    network = ContextualLSTM(book, LOGITS, width=4, state=8, dropout=0.0)
+    batch = collate(book.encode(UNEVEN), np.arange(len(CODED)))
+    logits = network(batch)
+    changed = {**batch, "covariates_TC": batch["covariates_TC"].clone()}
+    changed["covariates_TC"][:, len(covariates) - 1 :] = 1
+    differs = (network(changed) != logits).any(1)
+    male = torch.tensor([gender == "male" for gender in UNEVEN.table["gender"]])
+    assert torch.equal(differs, male if covariates else torch.zeros_like(male))
+
+
+def test_dropout_drops_the_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    values = torch.ones(400, 251)
+    out = dropped(values, 0.1, training=True)
+    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
+    assert (out == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
+    per_column = (out == 0).float().mean(0)
+    assert per_column.max() < 0.2
+    assert torch.equal(dropped(values, 0.1, training=False), values)
+
+
+def test_gradients_of_dropout_are_those_of_what_was_kept():
+    values = torch.ones(50, 3, requires_grad=True)
+    out = dropped(values, 0.5, training=True)
+    out.sum().backward()
+    torch.testing.assert_close(values.grad, out.detach())
+
+
+def test_positions_have_the_frequencies_of_fairseq():
+    table = sinusoids(torch.tensor([2, 3]), 6)
+    expected = [[math.sin(p), math.sin(p / 100), math.sin(p / 1e4)] for p in (2, 3)]
+    torch.testing.assert_close(table[:, :3], torch.tensor(expected))
+    torch.testing.assert_close(table[:, 3:].square() + table[:, :3].square(), torch.ones(2, 3))
