@@ -5,15 +5,21 @@ import logging
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file
 from torch import nn
 
+from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError
-from labor_llm.models.base import FACTS_FILE
+from labor_llm.models.base import FACTS_FILE, Workspace
 from labor_llm.models.sequence import SequenceModel
+from labor_llm.sequences.batches import CodeScoringBatches
 from labor_llm.sequences.codes import CodeBook
+from labor_llm.sequences.training import SCORED_RECORDS
 from labor_llm.sequences.transfer import transfer
 from labor_llm.sequences.transformer import CareerTransformer
 from labor_llm.taxonomy import Taxonomy
@@ -51,6 +57,18 @@ class Career(SequenceModel):
 
     def _network(self, book: CodeBook, logits: int) -> nn.Module:
         return CareerTransformer(book, logits, **self._shape, dropout=self.dropout)
+
+    @torch.no_grad()
+    def states(self, careers: Careers, workspace: Workspace) -> NDArray[np.float32]:
+        """What the network knows of a career before each record's occupation, shape (N, width)."""
+        self._check_fitted("states")
+        network = self._module.model.eval()
+        assert isinstance(network, CareerTransformer)
+        coded = self._book.encode(careers)
+        states_NE = np.empty((len(careers), self.width), dtype=np.float32)
+        for batch in CodeScoringBatches(coded, SCORED_RECORDS).loader():
+            states_NE[batch["rows_T"].numpy()] = network.states(batch).numpy()
+        return states_NE
 
     def _start(self) -> nn.Module:
         network = super()._start()

@@ -41,6 +41,11 @@ class CareerTransformer(nn.Module):
 
     def forward(self, batch: CodeBatch) -> Tensor:
         """Logits (T, K)."""
+        logits_TK: Tensor = self.output(self.states(batch))
+        return logits_TK
+
+    def states(self, batch: CodeBatch) -> Tensor:
+        """What is known of a career before each record's occupation, (T, D)."""
         grid = Grid.filled(batch)
         state_TD = math.sqrt(self.width) * self.occupations(batch["before_T"])
         state_TD = state_TD + sinusoids(batch["places_T"] + FIRST_POSITION, self.width)
@@ -50,8 +55,8 @@ class CareerTransformer(nn.Module):
         bias_R1LL = attention_bias(grid.spread(batch["careers_T"][:, None], empty=-1)[..., 0])
         for layer in self.layers:
             state_RLD = layer(state_RLD, bias_R1LL)
-        logits_TK: Tensor = self.output(self.norm(grid.collected(state_RLD)))
-        return logits_TK
+        states_TD: Tensor = self.norm(grid.collected(state_RLD))
+        return states_TD
 
 
 class Layer(nn.Module):
