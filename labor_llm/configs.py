@@ -213,6 +213,9 @@ def _explained(
     key = override.partition("=")[0]
     cfg = compose(config_name, list(taken), return_hydra_config=key.startswith("hydra."))
     keys = {*_dotted_keys(OmegaConf.to_container(cfg)), *loader.list_groups("")} - {"hydra"}
+    for free in (key, key.rpartition(".")[0]):
+        if isinstance(OmegaConf.select(cfg, free), DictConfig) and not (OmegaConf.select(cfg, free)):
+            return f"{override}: names in {free} are your own: add one with +{free}.NAME=VALUE, or in a file"
     return _unknown_key(key, keys)
 
 

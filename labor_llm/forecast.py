@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
@@ -43,8 +44,10 @@ def forecast(cfg: DictConfig) -> None:
         )
     settings = (cfg.predict, cfg.covariates, cfg.horizon, cfg.paths, cfg.seed)
     folder = fitted / "forecasts" / "-".join(map(str, (cutoff, *settings)))
-    _write(future, folder, cfg.keep_paths)
-    Console().print(_shown(future, f"{config['name']}: records after {cutoff}, {cfg.paths} paths"))
+    table = _without_small_cells(future, cfg.min_persons).with_columns(covariates=pl.lit(cfg.covariates))
+    _write(future, table, folder, cfg.keep_paths)
+    title = f"{config['name']}: records after {cutoff}, {cfg.paths} paths, {cfg.covariates} covariates"
+    Console().print(_shown(table, title))
     logger.info("results: %s", folder)
 
 
@@ -55,7 +58,7 @@ def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
     cutoff: int | None = until if cfg.cutoff is None else cfg.cutoff
     if not isinstance(cutoff, int):
         problems.append("cutoff: name the last year that is known, such as cutoff=2014")
-    for key, least in (("horizon", 1), ("paths", 1), ("seed", 0)):
+    for key, least in (("horizon", 1), ("paths", 1), ("min_persons", 1), ("seed", 0)):
         if not isinstance(cfg[key], int) or cfg[key] < least:
             problems.append(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
     for key, known in (("covariates", ("observed", "carried")), ("predict", ("test", "valid", "all"))):
@@ -73,17 +76,22 @@ def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
     return cutoff
 
 
-def _write(future: Future, folder: Path, keep_paths: bool) -> None:
+def _without_small_cells(future: Future, min_persons: int) -> pl.DataFrame:
+    """The table without the lines that rest on too few persons."""
+    table = future.table()
+    return table.filter(pl.col("persons") >= min_persons)
+
+
+def _write(future: Future, table: pl.DataFrame, folder: Path, keep_paths: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     future.records.write_parquet(folder / "records.parquet")
     if keep_paths:
         future.paths.write_parquet(folder / "paths.parquet")
-    run_folder.write_atomically(folder / "forecast.csv", future.table().write_csv())
+    run_folder.write_atomically(folder / "forecast.csv", table.write_csv())
 
 
-def _shown(future: Future, title: str) -> Table:
+def _shown(table: pl.DataFrame, title: str) -> Table:
     """Years ahead by metric, standard errors in brackets."""
-    table = future.table()
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     metrics = table["metric"].unique(maintain_order=True).to_list()
     for name in ("years ahead", "records", *metrics):

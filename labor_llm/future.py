@@ -22,8 +22,8 @@ from labor_llm.models.base import OccupationModel
 from labor_llm.predictions import RealizedProbabilities, choice_indices
 from labor_llm.statistics.clustered import Estimate, clustered_auc, clustered_mean
 
-VARYING = ("education", "region", "log_wage", "weight")
-"""Covariates that change within a person."""
+VARYING = ("education", "region", "weight")
+"""Covariates that change within a person; no model is told a wage after the last known year."""
 Known = Literal["observed", "carried"]
 """Covariates after the last known year: as they came, or as they were last known."""
 RECORDS_AT_A_TIME = 100_000
@@ -90,6 +90,8 @@ def foretell(
     surveys have gaps. ``progress`` is told how many persons are done, and of how many.
     """
     chosen = _with_future(careers, cutoff, horizon)
+    no_wages = pl.when(pl.col("year") <= cutoff).then("log_wage").alias("log_wage")
+    chosen = replace(chosen, table=chosen.table.with_columns(no_wages))
     if covariates == "carried":
         chosen = replace(chosen, table=_carried(chosen.table, cutoff))
     size = max(1, RECORDS_AT_A_TIME // (paths * int(np.diff(chosen.person_starts).max())))
@@ -122,9 +124,12 @@ def _with_future(careers: Careers, cutoff: int, horizon: int) -> Careers:
 
 
 def _carried(table: pl.DataFrame, cutoff: int) -> pl.DataFrame:
-    """What varies as it was in the last record up to the cutoff."""
+    """What varies as it was last known by the cutoff."""
     known = pl.col("year") <= cutoff
-    last = [pl.col(name).filter(known).last().over("person_id").alias(f"last {name}") for name in VARYING]
+    last = [
+        pl.col(name).filter(known & pl.col(name).is_not_null()).last().over("person_id").alias(f"last {name}")
+        for name in VARYING
+    ]
     table = table.with_columns(last)
     kept = [pl.when(known).then(name).otherwise(f"last {name}").alias(name) for name in VARYING]
     return table.with_columns(kept).drop(f"last {name}" for name in VARYING)

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig
+from rich.console import Console
 
 from labor_llm.build import build
 from labor_llm.careers import Careers
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 8
 """Codes that could not be carried over which are named in the terminal; prepare.json has all."""
+FEWEST = 10
+"""Persons with a code before the terminal names it."""
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -39,19 +42,24 @@ def prepare(cfg: DictConfig) -> None:
 
 def describe(cfg: DictConfig) -> None:
     """Show what a dataset holds, with made-up careers; with real ones only if ``show_records`` says so."""
+    for key, least in (("show_records", 0), ("smallest_cell", 1)):
+        if not isinstance(cfg[key], int) or cfg[key] < least:
+            raise ConfigError(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
     parts = build(cfg, ["dataset", "template"])
     dataset, template = parts["dataset"], parts["template"]
     prepared(dataset, Path(cfg.outputs))
     path = prepared_path(dataset, Path(cfg.outputs))
     description = described(Careers.read_parts(path), dataset.split)
     made_up = typical_careers(description, 3, cfg.smallest_cell)
-    texts = {"Three made-up careers, drawn from the counts": list(template.texts(made_up, Titles()))}
+    texts = [] if made_up is None else list(template.texts(made_up, Titles()))
+    html = path.with_name("describe.html")
+    show(page(description, texts, cfg.smallest_cell), html)
     if cfg.show_records:
         first = next(Careers.read_parts(path))
         shown = first.select_persons(first.table["person_id"].unique(maintain_order=True)[: cfg.show_records])
-        texts[f"The careers of {shown.persons} persons"] = list(template.texts(shown, Titles()))
-    html = path.with_name("describe.html")
-    show(page(description, texts, cfg.smallest_cell), html)
+        Console().print(f"The careers of {shown.persons} persons, which are not on the page:", style="bold")
+        for text in template.texts(shown, Titles()):
+            Console().print(text, markup=False, highlight=False)
     logger.info("page: %s", html)
 
 
@@ -80,11 +88,12 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
         for reason, sizes in report["dropped"].items()
     ]
     unmapped = report["unmapped"]
-    for code in unmapped[:SHOWN]:
+    frequent = [code for code in unmapped if code["persons"] >= FEWEST][:SHOWN]
+    for code in frequent:
         title = code["title"] or "not in the scheme"
         lines.append(f"    {code['scheme']} {code['code']} ({title}): {code['records']:,} records")
-    if len(unmapped) > SHOWN:
-        lines.append(f"    and {len(unmapped) - SHOWN} more codes; all are in prepare.json")
+    if len(unmapped) > len(frequent):
+        lines.append(f"    {len(unmapped) - len(frequent)} rarer codes; all are in prepare.json")
     return lines + [f"note: {note}" for note in report["notes"]]
 
 

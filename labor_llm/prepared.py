@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ import labor_llm
 from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import Dataset
 from labor_llm.datasets.report import Report
+from labor_llm.errors import ConfigError
 from labor_llm.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
+FOLDER_NAME = re.compile(r"[\w+=,-][\w.+=,-]*")
+FOLDER_RULE = "names a folder: letters, digits and _ . + = , - only"
+
 
 def prepared_path(dataset: Dataset, outputs: Path) -> Path:
     """Where the dataset's Careers table lies; ``prepare.json`` beside it says what it was made from."""
+    if not FOLDER_NAME.fullmatch(dataset.name):
+        raise ConfigError(f"dataset.name {FOLDER_RULE}, got {dataset.name!r}")
     return outputs / dataset.name / "careers.parquet"
 
 
@@ -35,7 +42,7 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
     """Write the dataset's Careers table, if its files, its settings or the code changed; what prepare.json says.
 
     A dataset whose raw file is not named is taken as it was prepared with the same other settings. Only one
-    part of the table is in memory at a time, and nothing is written before all of it is valid.
+    part of the table is in memory at a time, and the table before it stays until all of the new one is valid.
     """
     path = prepared_path(dataset, outputs)
     record = path.with_name("prepare.json")
@@ -44,13 +51,18 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
     with FileLock(path.with_name(".prepare.lock")):
         if path.is_file() and record.is_file():
             before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-            if _still_holds(before, stamp):
+            if _still_holds(before, stamp, named=getattr(dataset, "raw", True) is not None):
                 logger.info("prepared before: %s", path)
                 return before
-        report = Report()
+        report, fresh = Report(), path.with_name(".fresh.parquet")
+        try:
+            fingerprint = write_parts(_shown(dataset.parts(report), dataset.name), fresh)
+        except ConfigError as error:
+            there = f"\nThere is {path}, but made with other settings or by other code." if path.is_file() else ""
+            raise ConfigError(f"{error}{there}") from error
         record.unlink(missing_ok=True)
-        fingerprint = write_parts(_shown(dataset.parts(report), dataset.name), path)
-        stamp |= {"report": report.to_dict(), "fingerprint": fingerprint}
+        fresh.replace(path)
+        stamp |= {"split": repr(dataset.split), "report": report.to_dict(), "fingerprint": fingerprint}
         write_atomically(record, json.dumps(stamp, indent=1))
     return stamp
 
@@ -66,10 +78,11 @@ def _shown(parts: Iterator[Careers], name: str) -> Iterator[Careers]:
             yield part
 
 
-def _still_holds(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a table was made from the same settings, code and files (those that are named now)."""
+def _still_holds(before: dict[str, Any], now: dict[str, Any], named: bool) -> bool:
+    """Whether a table was made from the same settings, code and files; if none is named, from those there were."""
     same = all(before.get(key) == now[key] for key in ("settings", "code"))
-    return same and before["files"].items() >= now["files"].items()
+    files = before["files"] == now["files"] if named else before["files"].items() >= now["files"].items()
+    return bool(same and files)
 
 
 def _settings(dataset: Dataset) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from labor_llm import run_folder
 from labor_llm.build import build
-from labor_llm.careers import Careers, Splits
+from labor_llm.careers import YEARS, Careers, Splits
 from labor_llm.errors import ConfigError, DataError, unknown
 from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
-from labor_llm.prepared import read_prepared
+from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
 from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)
@@ -180,8 +179,11 @@ def _check(cfg: DictConfig, parts: tuple[str, ...]) -> None:
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         problems.append(f"seed must be a whole number of at least 0, got {cfg.seed!r}")
     for key, name in (("name", cfg.name), ("dataset.name", cfg.dataset.name)):
-        if not re.fullmatch(r"[\w+=,-][\w.+=,-]*", str(name)):
-            problems.append(f"{key} names a folder: letters, digits and _ . + = , - only, got {str(name)!r}")
+        if not FOLDER_NAME.fullmatch(str(name)):
+            problems.append(f"{key} {FOLDER_RULE}, got {str(name)!r}")
+    until = cfg.get("known_until")
+    if until is not None and not (isinstance(until, int) and YEARS[0] <= until <= YEARS[1]):
+        problems.append(f"known_until must be null or a calendar year, got {until!r}")
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -192,9 +194,11 @@ def _known(splits: Splits, until: int | None) -> Splits:
         return splits
     kept = {part: getattr(splits, part) for part in ("train", "valid")}
     of_time = pl.col("year") <= until
-    return replace(
-        splits, **{part: replace(careers, table=careers.table.filter(of_time)) for part, careers in kept.items()}
-    )
+    early = {part: replace(careers, table=careers.table.filter(of_time)) for part, careers in kept.items()}
+    if not all(map(len, early.values())):
+        years: list[int] = splits.train.table["year"].to_list()
+        raise DataError(f"known_until={until} leaves no records to train on: they begin in {min(years)}")
+    return replace(splits, **early)
 
 
 def _nonempty(splits: Splits, predict: str) -> Splits:

@@ -78,6 +78,11 @@ class Taxonomy:
         where = f"taxonomy file {path}"
         return cls._from_table(_read(path.read_bytes(), where), name or path.stem, where)
 
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """A packaged taxonomy, or that of a CSV file if the name ends so."""
+        return cls.from_csv(Path(name).expanduser()) if name.endswith(".csv") else cls.packaged(name)
+
     def to_json(self) -> str:
         """The whole taxonomy as text, for the metadata of a file; ``from_json`` reads it."""
         return json.dumps({"name": self.name, "titles": dict(self.titles), "states": sorted(self.states)})

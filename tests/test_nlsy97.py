@@ -264,3 +264,33 @@ def test_without_a_file_it_says_where_to_get_one():
 def test_the_yaml_says_what_the_class_does():
     config = OmegaConf.load(conf_folder() / "dataset" / "nlsy97.yaml")
     assert instantiate(config, _convert_="all") == NLSY97()
+
+
+def test_a_degree_is_not_lost_where_a_round_knows_less(tmp_path):
+    """A bachelor of 2005 stays one, whatever grade or college is reported after."""
+    row = person(
+        1,
+        **{f"occupation_{year}": 800 for year in (2005, 2006, 2007, 2008)},
+        highest_degree_2005=4,
+        highest_degree_2006=-3,
+        highest_grade_2006=14,
+        highest_degree_2007=2,
+        enrollment_2008=9,
+    )
+    assert set(column(careers(tmp_path, [row]), "education").values()) == {"college"}
+
+
+def test_years_of_college_raise_a_diploma_and_enrollment_fills_a_gap(tmp_path):
+    row = person(
+        1,
+        **{f"occupation_{year}": 800 for year in (1998, 1999, 2000, 2001)},
+        enrollment_1998=8,
+        highest_degree_1999=2,
+        enrollment_2000=10,
+    )
+    assert column(careers(tmp_path, [row]), "education") == {
+        1998: "less than high school",
+        1999: "high school",
+        2000: "some college",
+        2001: "some college",
+    }

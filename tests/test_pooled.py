@@ -1,3 +1,5 @@
+import json
+
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -13,7 +15,7 @@ from labor_llm.taxonomy import Taxonomy
 from labor_llm.templates import ResumeTemplate, Titles
 
 
-def prepared(folder, name: str, persons: int, taxonomy: str = "occ1990dd") -> Careers:
+def prepared(folder, name: str, persons: int, taxonomy: str = "occ1990dd", split=SplitByPerson()) -> Careers:  # noqa: B008
     ids = [f"{number:04d}" for number in range(persons) for _ in range(2)]
     table = pl.DataFrame(
         {
@@ -27,6 +29,7 @@ def prepared(folder, name: str, persons: int, taxonomy: str = "occ1990dd") -> Ca
     careers = Careers.validated(table, dataset=name, taxonomy=Taxonomy.packaged(taxonomy), source="made")
     (folder / name).mkdir()
     careers.write(folder / name / "careers.parquet")
+    (folder / name / "prepare.json").write_text(json.dumps({"split": repr(split)}))
     return careers
 
 
@@ -36,7 +39,7 @@ def sources(tmp_path):
 
 
 def pooled(folder, **settings) -> Pooled:
-    return Pooled(**{"name": "pooled", "folder": folder, "sources": {"a": 1.0, "a-b": 1.0}, **settings})
+    return Pooled(**{"name": "pooled", "folder": folder, "sources": ["a", "a-b"], **settings})
 
 
 def test_a_pool_holds_everybody_and_names_the_survey_in_the_first_line(sources, tmp_path):
@@ -64,7 +67,7 @@ def test_everybody_stays_in_the_part_of_their_own_dataset(sources, tmp_path):
 
 def test_a_share_takes_training_persons_only_and_a_larger_one_takes_more(sources, tmp_path):
     def persons(share, part):
-        pool = pooled(tmp_path, sources={"a": 1.0, "a-b": share})
+        pool = pooled(tmp_path, shares={"a-b": share})
         return set(getattr(pool.split(read(pool)), part).table["person_id"])
 
     assert persons(0.2, "train") < persons(0.6, "train") < persons(1.0, "train")
@@ -74,14 +77,17 @@ def test_a_share_takes_training_persons_only_and_a_larger_one_takes_more(sources
 
 def test_what_does_not_fit_together_is_refused(sources, tmp_path):
     with pytest.raises(DataError, match=r"pools c, not prepared.*labor-llm prepare dataset=c"):
-        read(pooled(tmp_path, sources={"a": 1.0, "c": 1.0}))
+        read(pooled(tmp_path, sources=["a", "c"]))
     prepared(tmp_path, "groups", 3, "census1970_major_groups")
     with pytest.raises(DataError, match="'groups' has occupations of taxonomy 'census1970_major_groups'"):
-        read(pooled(tmp_path, sources={"a": 1.0, "groups": 1.0}))
+        read(pooled(tmp_path, sources=["a", "groups"]))
+    prepared(tmp_path, "salted", 3, split=SplitByPerson(salt="another"))
+    with pytest.raises(DataError, match=r"'salted' is divided by SplitByPerson\(.*salt='another'\)"):
+        read(pooled(tmp_path, sources=["a", "salted"]))
     with pytest.raises(ValidationError, match="weights names b, which is not among the sources"):
         pooled(tmp_path, weights={"b": 2.0})
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        pooled(tmp_path, sources={"a": 2.0})
+        pooled(tmp_path, shares={"a": 2.0})
 
 
 def test_a_model_of_the_pool_knows_its_training_persons_in_their_own_dataset(sources, tmp_path):

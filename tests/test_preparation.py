@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from labor_llm import preparation
 from labor_llm.configs import conf_folder
 from labor_llm.datasets.variables import COLUMNS, Variables
-from labor_llm.errors import ConfigError
+from labor_llm.errors import ConfigError, DataError
 from labor_llm.preparation import describe, prepare, variables
 
 ROWS = "person_id,year,occupation,status\n" + "".join(
@@ -29,7 +29,8 @@ def config(tmp_path):
     def composed(verb: str, *overrides: str):
         table = ["dataset=table", f"dataset.raw={tmp_path / 'long.csv'}", "dataset.survey=S"]
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            words = [f"outputs={tmp_path / 'out'}", *table, "dataset.scheme=census2010", *overrides]
+            words = [f"outputs={tmp_path / 'out'}", *table, "dataset.scheme=census2010"]
+            words += ["dataset.columns.status=status", *overrides]
             return compose(verb, overrides=words)
 
     return composed
@@ -65,13 +66,39 @@ def test_nothing_is_read_again_until_something_changes(config, tmp_path, caplog)
 def test_describe_shows_no_real_career_unless_it_is_asked_to(config, tmp_path, capsys):
     describe(config("describe"))
     page = capsys.readouterr().out
-    assert "Three made-up careers" in page
+    assert "Made-up careers" in page
     assert "Registered nurses" in page
     assert "<A worker from the S dataset>" in page
     assert "The careers of" not in page
-    assert "made-up careers" in (tmp_path / "out/table/describe.html").read_text()
+    assert "p0" not in page
+    html = tmp_path / "out/table/describe.html"
+    assert "Made-up careers" in html.read_text()
+    safe = html.read_text()
     describe(config("describe", "show_records=2"))
     assert "The careers of 2 persons" in capsys.readouterr().out
+    assert html.read_text() == safe
+
+
+@pytest.mark.parametrize("words", ["show_records=-1", "show_records=abc", "smallest_cell=0", "smallest_cell=x"])
+def test_describe_checks_its_settings(config, words):
+    with pytest.raises(ConfigError, match=r"(show_records|smallest_cell) must be a whole number of at least"):
+        describe(config("describe", words))
+
+
+def test_a_mistyped_file_leaves_the_table_as_it_was(config, tmp_path):
+    prepare(config("prepare"))
+    table = (tmp_path / "out/table/careers.parquet").read_bytes()
+    with pytest.raises(DataError, match="no file at"):
+        prepare(config("prepare", f"dataset.raw={tmp_path / 'lonng.csv'}"))
+    assert (tmp_path / "out/table/careers.parquet").read_bytes() == table
+    prepare(config("prepare", "dataset.raw=null"))  # as it was prepared before
+    with pytest.raises(ConfigError, match=r"There is .*careers\.parquet, but made with other settings"):
+        prepare(config("prepare", "dataset.raw=null", "dataset.survey=T"))
+
+
+def test_the_name_of_a_dataset_stays_within_outputs(config):
+    with pytest.raises(ConfigError, match=r"dataset\.name names a folder"):
+        prepare(config("prepare", "dataset.name=../evil"))
 
 
 def test_variables_writes_the_list_and_says_what_is_lacking(config, tmp_path, monkeypatch, caplog):

@@ -351,7 +351,7 @@ def test_families_without_a_record_are_counted(tmp_path):
     })  # fmt: skip
     report = Report()
     assert read(Psid(raw=folder), report).table["person_id"].to_list() == ["5001001"]
-    assert report.dropped == {"the family file lacks the family": {"persons": 1, "records": 1}}
+    assert report.dropped == {"the family file of 1990 lacks the family": {"persons": 1, "records": 1}}
 
 
 def test_every_variable_is_listed_once_and_found_where_it_is(tmp_path):

@@ -1,5 +1,6 @@
 """Tables of one's own: formats, recodes, coding schemes, and tables that are read in parts."""
 
+import gzip
 import lzma
 
 import pandas as pd
@@ -11,7 +12,7 @@ from labor_llm.careers import Careers
 from labor_llm.datasets import in_parts, read, table_files
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.table import Table
-from labor_llm.errors import DataError
+from labor_llm.errors import ConfigError, DataError
 from labor_llm.prepared import prepare
 
 PANEL = """\
@@ -146,3 +147,36 @@ def test_a_mistake_in_a_later_part_leaves_nothing_behind_and_names_its_row(long_
     with pytest.raises(DataError, match=r"'no such code' \(row 3001: person 'zz', 2001\)"):
         prepare(Table(name="long", raw=long_table), tmp_path)
     assert [path.name for path in (tmp_path / "long").iterdir()] == [".prepare.lock"]
+
+
+def test_a_file_that_breaks_off_is_refused_whatever_its_kind(panel, tmp_path):
+    frame = pd.read_csv(panel)
+    frame.to_parquet(tmp_path / "panel.parquet")
+    frame.to_stata(tmp_path / "panel.dta", write_index=False)
+    frame.to_excel(tmp_path / "panel.xlsx", index=False)
+    (tmp_path / "panel.csv.xz").write_bytes(lzma.compress(PANEL.encode()))
+    (tmp_path / "panel.csv.gz").write_bytes(gzip.compress(PANEL.encode()))
+    for ending in ("parquet", "dta", "xlsx", "csv.xz", "csv.gz"):
+        path = tmp_path / f"panel.{ending}"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match="not readable"):
+            read(Table(raw=path, **SETTINGS))
+
+
+def test_states_may_be_numbers_and_a_wage_is_one_of_two(panel, tmp_path):
+    frame = pl.read_csv(panel, infer_schema_length=None)
+    frame.write_parquet(tmp_path / "panel.parquet")
+    assert len(read(Table(raw=tmp_path / "panel.parquet", **SETTINGS))) == 3
+    with pytest.raises(DataError, match="unknown status '1' in row 1"):
+        read(Table(raw=tmp_path / "panel.parquet", **SETTINGS | {"recodes": {}}))
+    frame.with_columns(log_wage=2.5).write_parquet(tmp_path / "both.parquet")
+    with pytest.raises(ConfigError, match="name one of the two only"):
+        read(Table(raw=tmp_path / "both.parquet", **SETTINGS))
+
+
+def test_a_column_named_status_is_a_state_only_if_the_settings_say_so(tmp_path):
+    rows = "person_id,year,occupation,status,survey\n1,2001,095,married,S\n"
+    (tmp_path / "long.csv").write_text(rows)
+    report = Report()
+    assert len(read(Table(name="mine", raw=tmp_path / "long.csv"), report)) == 1
+    assert report.notes == ["columns of long.csv that are not used: status"]

@@ -137,8 +137,7 @@ class CareerText:
     def _taxonomy(self, jobs: list[Path]) -> Taxonomy:
         """The taxonomy of the settings, or the one that the tokens of all files make."""
         if self.taxonomy is not None:
-            own = self.taxonomy.endswith(".csv")
-            return Taxonomy.from_csv(Path(self.taxonomy).expanduser()) if own else Taxonomy.packaged(self.taxonomy)
+            return Taxonomy.named(self.taxonomy)
         tokens = pl.Series("token", [], pl.String)
         for path in jobs:
             with ExitStack() as stack:

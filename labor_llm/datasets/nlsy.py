@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from labor_llm.datasets.investigator import ID, Extract, check_cohort, opened, spelled
 from labor_llm.datasets.report import Report
-from labor_llm.datasets.survey import EMPLOYED
+from labor_llm.datasets.survey import EDUCATION, EMPLOYED
 from labor_llm.datasets.variables import Variables
 from labor_llm.errors import ConfigError, DataError
 
 OCCUPATION, WEEKS = "occupation", "weekly status"
 NO_JOB, NOT_INTERVIEWED = -4, -5
-LEVELS = dict(enumerate(("less than high school", "high school", "some college", "college", "graduate")))
+LEVELS = dict(enumerate(EDUCATION))
 """Education as a rank, for which of two is higher, and in words."""
 GRADES: dict[int, int | None] = {
     **dict.fromkeys(range(12), 0),
@@ -198,7 +198,8 @@ def variables_of(cohort: Cohort, raw: Path | None, file_name: str, hint: str) ->
     if raw is not None:
         extract = opened(raw, _questions())
         check_cohort(extract, extract.table([ID])[ID], cohort.name)
-        table = table.with_columns(found=pl.col("variable").is_in(extract.variables))
+        found = _columns(extract, cohort, Report())["variable"]
+        table = table.with_columns(found=pl.col("variable").is_in(found.implode()))
     text = "".join(f"{variable}\n" for variable in table["variable"])
     return Variables(table, dict(cohort.costs), file_name, text, hint)
 

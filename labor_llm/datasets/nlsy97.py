@@ -13,8 +13,9 @@ a valid skip of the occupation, which says that there was no job to report. Who 
 in the forces is in school.
 
 Education. The highest degree by round (CV_HIGHEST_DEGREE_EVER_EDT), which years of college without a degree raise
-to some college; else the highest grade (CV_HGC_EVER_EDT); else what the enrollment status says, as in 1997. In
-rounds without any it is as last known. The variables across rounds (CVC_...) are not used: they know the future.
+to some college; else the highest grade (CV_HGC_EVER_EDT); else what the enrollment status says, as in 1997. Each
+is as last known in rounds without it, and a degree is never lost. The variables across rounds (CVC_...) are not
+used: they know the future.
 """
 
 import re
@@ -159,10 +160,15 @@ def _with_education(years: pl.DataFrame, report: Report) -> pl.DataFrame:
         grade=coded(years["highest grade"], GRADES, report),
         enrolled=coded(years["enrollment"], ENROLLMENTS, report),
     )
-    degree, grade = pl.col("degree"), pl.col("grade")
-    with_degree = pl.when(degree.is_not_null()).then(pl.max_horizontal(degree, pl.when(grade >= 2).then(2)))
-    level = pl.coalesce(with_degree, grade, "enrolled").forward_fill().over("row")
-    return years.with_columns(education=levels.select(in_words(level)).to_series())
+    known = levels.select(
+        pl.col("degree").cum_max().forward_fill().over("row"),
+        pl.col("grade", "enrolled").forward_fill().over("row"),
+    )
+    degree = pl.col("degree")
+    in_college = pl.when((pl.col("grade") >= 2) | (pl.col("enrolled") >= 2)).then(2)
+    with_degree = pl.when(degree.is_not_null()).then(pl.max_horizontal(degree, in_college))
+    level = pl.coalesce(with_degree, "grade", "enrolled")
+    return years.with_columns(education=known.select(in_words(level)).to_series())
 
 
 def _main_jobs(years: pl.DataFrame, report: Report) -> pl.DataFrame:

@@ -6,6 +6,7 @@ stays in the part (train, valid, test) that they have in their own dataset, as l
 shares; so a model of the pool can be scored on the test persons of each.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,10 @@ class Pooled:
     """Settings of a pool of datasets that have been prepared before."""
 
     name: str
-    sources: dict[str, Share] = Field(min_length=1)
-    """Name of a prepared dataset -> the share of its training persons to take; all others are taken whole."""
+    sources: list[str] = Field(min_length=1)
+    """Names of prepared datasets."""
+    shares: dict[str, Share] = Field(default_factory=dict)
+    """Name of a dataset -> the share of its training persons to take; 1 if it is not named."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Name of a dataset -> what its survey weights are multiplied by; 1 if it is not named."""
     folder: Path = Path("outputs")
@@ -42,11 +45,12 @@ class Pooled:
     split: SplitBySource = Field(default_factory=SplitBySource)
 
     def __post_init__(self) -> None:
-        odd = sorted(self.weights.keys() - self.sources.keys())
-        if odd:
-            raise ValueError(
-                f"weights names {', '.join(odd)}, which is not among the sources {list(self.sources)}"
-            )
+        for setting in ("shares", "weights"):
+            odd = sorted(getattr(self, setting).keys() - set(self.sources))
+            if odd:
+                raise ValueError(
+                    f"{setting} names {', '.join(odd)}, which is not among the sources {self.sources}"
+                )
 
     @property
     def files(self) -> list[Path]:
@@ -61,7 +65,15 @@ class Pooled:
                 f"dataset {self.name!r} pools {', '.join(absent)}, not prepared in {self.folder}. First run "
                 f"labor-llm prepare dataset={absent[0]} with its dataset.raw"
             )
-        first = next(Careers.read_parts(self._path(next(iter(self.sources)))))
+        for source in self.sources:
+            split = json.loads(self._path(source).with_name("prepare.json").read_text(encoding="utf-8"))["split"]
+            if split.partition("(")[2] != repr(self.split).partition("(")[2]:
+                raise DataError(
+                    f"{source!r} is divided by {split} and the pool by {self.split}: persons whom one trains on "
+                    "would be tested in the other. Give both the same shares and salt; a dataset divided by its "
+                    "own files cannot be pooled."
+                )
+        first = next(Careers.read_parts(self._path(self.sources[0])))
         for source in sorted(self.sources, key=lambda name: name + SOURCE_MARK):
             for part in Careers.read_parts(self._path(source)):
                 if part.taxonomy != first.taxonomy:
@@ -85,7 +97,7 @@ class Pooled:
 
         Everybody keeps their place, so a larger share takes those of a smaller one, and more.
         """
-        share = self.sources[source]
+        share = self.shares.get(source, 1.0)
         prefixed = pl.concat_str(pl.lit(f"{source}{SOURCE_MARK}"), "person_id").alias("person_id")
         named = replace(part, table=part.table.with_columns(prefixed))
         ids = named.table["person_id"].gather(named.person_starts[:-1])

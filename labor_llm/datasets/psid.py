@@ -14,6 +14,7 @@ What a record says, and where measurement changes:
 - Education is what the individual file carries from wave to wave.
 - Pay is that of the main job at the interview: the hourly rate, or the salary at PSID's own rate of 2000 hours a
   year or 40 a week. Average hourly earnings are of the year before, maybe of another job, and are not used.
+- Weights stay unknown: their variable numbers are in none of the sources below.
 - Ethnicity is the first that is known of a person; until 1984 spouses were not asked, and take a later one.
 
 Variable numbers: psid_variables.csv beside this module, from the PSID cross-year index (github floswald/psidR,
@@ -266,7 +267,7 @@ def _with_family(rows: pl.DataFrame, interview: str, wave: Wave, family: DataFil
             f"{family.file}: none of its {families.height:,} families is in the individual file of {wave.year}. "
             "Are both complete, and is the individual file no older?"
         )
-    report.drop("the family file lacks the family", rows.join(merged, on="person_id", how="anti"))
+    report.drop(f"the family file of {wave.year} lacks the family", rows.join(merged, on="person_id", how="anti"))
     return merged
 
 

@@ -7,9 +7,8 @@ Not confirmed from a source: 99.98 and 997 as the highest hourly rates, taken fr
 
 import polars as pl
 
-from labor_llm.datasets.survey import EMPLOYED
+from labor_llm.datasets.survey import EDUCATION, EMPLOYED
 
-EDUCATION = ("less than high school", "high school", "some college", "college", "graduate")
 OUT = "out_of_labor_force"
 STATUS_TO_1975 = {1: EMPLOYED, 2: "unemployed", 3: OUT, 4: OUT, 5: "in_school", 6: OUT}
 """Working or laid off for a time, unemployed, retired or disabled, housewife, student, other."""

@@ -29,14 +29,15 @@ from scipy.special import log_softmax, logsumexp
 
 from labor_llm.careers import Careers, SplitByPerson
 from labor_llm.datasets.report import Report
+from labor_llm.datasets.survey import EDUCATION
 from labor_llm.predictions import choice_indices
 from labor_llm.taxonomy import Taxonomy
 
 LEVELS: Mapping[str, tuple[str, ...]] = {
-    "education": ("less than high school", "high school", "some college", "college", "graduate degree"),
+    "education": EDUCATION,
     "gender": ("female", "male"),
     "ethnicity": ("black", "hispanic", "white"),
-    "region": ("northcentral", "northeast", "south", "west"),
+    "region": ("north central", "northeast", "south", "west"),
 }
 SPREADS = {"education": 0.7, "gender": 0.5, "ethnicity": 0.3, "region": 0.3, "age": 0.3}
 """Standard deviation of the effects on utilities; of age per ten years."""

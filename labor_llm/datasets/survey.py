@@ -18,6 +18,8 @@ from labor_llm.datasets.report import Report
 from labor_llm.schemes import Target, crosswalk
 
 EMPLOYED = "employed"
+EDUCATION = ("less than high school", "high school", "some college", "college", "graduate")
+"""Levels of education in the words of all surveys, from the lowest."""
 STATES = ("in_school", "unemployed", "out_of_labor_force", "not_working", "military")
 """States of the taxonomies; ``not_working``: unemployed or out of the labor force, the survey does not say."""
 STATUSES = (EMPLOYED, *STATES)

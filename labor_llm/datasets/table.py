@@ -13,7 +13,7 @@ from labor_llm.careers import COLUMNS, REQUIRED, TEXT, Careers, SplitByPerson
 from labor_llm.datasets.in_parts import by_person
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
-from labor_llm.datasets.table_files import scanned
+from labor_llm.datasets.table_files import guarded, readable, scanned
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.schemes import SCHEMES, Target
 from labor_llm.taxonomy import Taxonomy
@@ -75,14 +75,16 @@ class Table:
             raise ConfigError(f"dataset {self.name!r} has no file: give one with dataset.raw=PATH.{origin}")
         words = {self.columns.get(name) or name for name in (*TEXT[1:], STATUS)}
         with scanned(self.raw, self.missing, words) as scan:
-            names = scan.collect_schema().names()
+            with readable(self.raw):
+                schema = scan.collect_schema()
+            names = schema.names()
             fields = self._fields(names)
             unused = [name for name in names if name not in fields.values()]
             if unused:
                 report.note(f"columns of {self.raw.name} that are not used: {', '.join(unused)}")
-            person = _as_text(fields["person_id"], scan.collect_schema()[fields["person_id"]])
+            person = _as_text(fields["person_id"], schema[fields["person_id"]])
             records = scan.select(pl.len()).collect(engine="streaming").item()
-            for part in by_person(scan.with_row_index(ROW, offset=1), person, records):
+            for part in guarded(self.raw, by_person(scan.with_row_index(ROW, offset=1), person, records)):
                 yield self._careers(self._renamed(part, fields), report)
 
     def _fields(self, names: list[str]) -> dict[str, str]:
@@ -99,7 +101,9 @@ class Table:
             raise ConfigError(f"dataset.columns gives one column of the file two names: {fields}")
         if "survey" in names and self.survey is not None:
             raise ConfigError(f"{self.raw} has a column 'survey': leave dataset.survey null, or drop it")
-        free = [name for name in names if name in FIELDS and name not in fields.values()]
+        if {"wage", "log_wage"} <= fields.keys() | ({"log_wage"} & set(names) - set(fields.values())):
+            raise ConfigError("dataset.columns.wage is hourly pay and log_wage its log: name one of the two only")
+        free = [name for name in names if name in COLUMNS and name not in fields.values()]
         fields |= {name: name for name in free if name not in fields}
         given = {"survey"} if self.survey is not None else set()
         lacking = [name for name in REQUIRED if name not in fields.keys() | given]
@@ -147,11 +151,7 @@ class Table:
         dataset, source = self.name, f"table {self.raw.name}"
         if self.scheme is None:
             report.count("records in the source", table)
-            taxonomy = (
-                Taxonomy.from_csv(Path(self.taxonomy).expanduser())
-                if self.taxonomy.endswith(".csv")
-                else Taxonomy.packaged(self.taxonomy)
-            )
+            taxonomy = Taxonomy.named(self.taxonomy)
             return Careers.validated(table, dataset=dataset, taxonomy=taxonomy, source=source, rows=rows)
         target: Target = "native" if self.taxonomy == "native" else "occ1990dd"
         years = self._years(table, rows)
@@ -163,6 +163,7 @@ class Table:
         code = pl.when(code == "").then(pl.lit("0")).otherwise(code)
         if STATUS not in table.columns:
             table = table.with_columns(pl.lit(None, pl.String).alias(STATUS))
+        table = table.with_columns(_as_text(STATUS, table[STATUS].dtype))
         odd = ~pl.col(STATUS).is_in(STATUSES)
         wrong = table.select(STATUS, row=rows).filter(odd)
         if not wrong.is_empty():

@@ -3,6 +3,7 @@
 import lzma
 import struct
 import tempfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import polars as pl
 from labor_llm.errors import ConfigError, DataError
 
 ENDINGS = (".csv", ".csv.gz", ".csv.xz", ".parquet", ".dta", ".xlsx")
+BROKEN = (pl.exceptions.PolarsError, lzma.LZMAError, zlib.error, EOFError, OSError, UnicodeDecodeError)
 IN_MEMORY = 100_000_000
 """Bytes up to which a CSV file is read at once; a larger one is first rewritten as Parquet."""
 
@@ -30,28 +32,49 @@ def scanned(path: Path, missing: list[str], words: Collection[str]) -> Iterator[
         raise DataError(f"{path.name!r} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is an empty file: download or export it again")
-    ending = path.suffix.lower()
-    try:
-        if ending == ".parquet":
-            yield pl.scan_parquet(path)
-        elif ending == ".dta":
-            yield _stata(path, words).lazy()
-        elif ending == ".xlsx":
-            yield _excel(path, missing).lazy()
-        elif ending == ".xz":
-            yield pl.read_csv(lzma.decompress(path.read_bytes()), infer_schema=False, null_values=missing).lazy()
-        elif path.stat().st_size <= IN_MEMORY:
-            yield pl.read_csv(path, infer_schema=False, null_values=missing).lazy()
-        else:
-            with tempfile.TemporaryDirectory(prefix="labor-llm-") as folder:
-                copy = Path(folder) / "table.parquet"
+    with readable(path):
+        read = READERS.get(path.suffix.lower())
+        in_memory = None if read is None else read(path, missing, words)
+    if in_memory is not None:
+        yield in_memory.lazy()
+    elif path.suffix.lower() == ".parquet":
+        yield pl.scan_parquet(path)
+    elif path.stat().st_size <= IN_MEMORY:
+        with readable(path):
+            table = pl.read_csv(path, infer_schema=False, null_values=missing)
+        yield table.lazy()
+    else:
+        with tempfile.TemporaryDirectory(prefix="labor-llm-") as folder:
+            copy = Path(folder) / "table.parquet"
+            with readable(path):
                 pl.scan_csv(path, infer_schema=False, null_values=missing).sink_parquet(copy)
-                yield pl.scan_parquet(copy)
-    except (pl.exceptions.PolarsError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not readable as {ending} file: {error}") from error
+            yield pl.scan_parquet(copy)
 
 
-def _stata(path: Path, words: Collection[str]) -> pl.DataFrame:
+def guarded(path: Path, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Parts of a scan; what is wrong with the file only shows when they are read."""
+    while True:
+        with readable(path):
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What reading a broken file raises, as DataError."""
+    try:
+        yield
+    except BROKEN as error:
+        raise DataError(f"{path} is not readable as {path.suffix.lower()} file: {error}") from error
+
+
+def _xz(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
+    return pl.read_csv(lzma.decompress(path.read_bytes()), infer_schema=False, null_values=missing)
+
+
+def _stata(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
     """Numbers and text as Stata holds them; labels in place of numbers where words are wanted."""
     try:
         frame = pd.read_stata(path, convert_categoricals=False, convert_dates=False)
@@ -63,7 +86,7 @@ def _stata(path: Path, words: Collection[str]) -> pl.DataFrame:
     return pl.from_pandas(frame.assign(**texts))
 
 
-def _excel(path: Path, missing: list[str]) -> pl.DataFrame:
+def _excel(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
     """The first sheet, as text."""
     try:
         table = pl.read_excel(path, infer_schema_length=0)
@@ -74,3 +97,7 @@ def _excel(path: Path, missing: list[str]) -> pl.DataFrame:
             raise
         raise DataError(f"{path} is not readable as Excel file: {error}") from error
     return table.with_columns(pl.col(pl.String).replace(dict.fromkeys(missing)))
+
+
+READERS = {".xz": _xz, ".dta": _stata, ".xlsx": _excel}
+"""Ending -> what reads the whole file into memory; CSV and Parquet are read in parts."""

@@ -59,7 +59,7 @@ class Description:
         return int(self.years["stays"].sum()) / later if later else None
 
     def summary(self) -> dict[str, Any]:
-        """The most important numbers, for prepare.json and the terminal."""
+        """The most important numbers."""
         jobs = self.occupations.filter(~pl.col("occupation").is_in(self.taxonomy.states))
         return {
             "persons": self.persons,

@@ -1,6 +1,6 @@
 """A description of a dataset as people read it, in the terminal and as a page of HTML; computes no counts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,20 @@ FEW = "few"
 """Stands for a number of persons that is too small to show."""
 
 
-def page(description: Description, texts: Mapping[str, Sequence[str]], smallest: int) -> list[RenderableType]:
+def page(description: Description, made_up: Sequence[str], smallest: int) -> list[RenderableType]:
     """Everything about a dataset; cells of fewer than ``smallest`` persons are withheld.
 
-    ``texts``: heading -> careers as text.
+    ``made_up``: careers as text, drawn from the counts.
     """
     return [
         _heading(f"{description.dataset}: {description.source}"),
-        _overview(description),
+        _overview(description, smallest),
         _years(description, smallest),
         _coverage(description),
         *(_values(description, name, smallest) for name in GROUPS if name != "birth_year"),
         _occupations(description, smallest),
         _moves(description, smallest),
-        *_careers(texts),
+        *_careers(made_up, smallest),
     ]
 
 
@@ -64,19 +64,20 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
 
 
-def _overview(description: Description) -> RenderableType:
+def _overview(description: Description, smallest: int) -> RenderableType:
     summary = description.summary()
-    first, last = summary["years"]
+    years = description.years.filter(pl.col(PERSONS) >= smallest)["year"].to_list()
     lengths = description.lengths.sort("length")
     middle = lengths.filter(pl.col(PERSONS).cum_sum() * 2 >= description.persons)["length"][0]
-    longest = int(lengths["length"].to_list()[-1])
+    common = lengths.filter(pl.col(PERSONS).cum_sum(reverse=True) >= smallest)["length"].to_list()
     stays = "-" if description.stay_rate is None else f"{100 * description.stay_rate:.1f}%"
     parts = {part: persons for part, _, persons in description.splits.iter_rows()}
     rows = [
         ("persons", description.persons),
         ("records", description.records),
-        ("records per person, median and most", f"{middle} and {longest}"),
-        ("years", f"{first} to {last}"),
+        ("records per person, median", middle),
+        (f"records per person, that {smallest} persons or more reach", common[-1] if common else FEW),
+        ("years", f"{years[0]} to {years[-1]}" if years else FEW),
         ("occupations and states", f"{summary['occupations']} and {summary['states']}"),
         ("the same occupation as the record before", stays),
         *((f"persons to {part}", parts.get(part, 0)) for part in ("train", "valid", "test")),
@@ -85,11 +86,9 @@ def _overview(description: Description) -> RenderableType:
 
 
 def _years(description: Description, smallest: int) -> RenderableType:
-    rows = [
-        (str(year), records if persons >= smallest else FEW)
-        for year, records, persons in description.years.select("year", RECORDS, PERSONS).iter_rows()
-    ]
-    return _table("Records by year", ["year", RECORDS], rows)
+    years = description.years.filter(pl.col(PERSONS) >= smallest)
+    rows = [(str(year), records) for year, records in years.select("year", RECORDS).iter_rows()]
+    return _table("Records by year", ["year", RECORDS], [*rows, *_withheld(description.years, smallest, 1)])
 
 
 def _coverage(description: Description) -> RenderableType:
@@ -100,25 +99,29 @@ def _coverage(description: Description) -> RenderableType:
 
 def _values(description: Description, name: str, smallest: int) -> RenderableType:
     counts = description.values.filter(column=name).sort(RECORDS, descending=True)
+    shown = counts.filter(pl.col(PERSONS) >= smallest).head(TOP)
     rows = [
-        (value or "(unknown)", *_cell(records, persons, description.records, smallest))
-        for value, records, persons in counts.select("value", RECORDS, PERSONS).head(TOP).iter_rows()
+        (value or "(unknown)", records, _percent(records, description.records), persons)
+        for value, records, persons in shown.select("value", RECORDS, PERSONS).iter_rows()
     ]
-    return _table(name.capitalize(), [name, RECORDS, "share", PERSONS], rows)
+    return _table(name.capitalize(), [name, RECORDS, "share", PERSONS], [*rows, *_withheld(counts, smallest, 3)])
 
 
 def _occupations(description: Description, smallest: int) -> RenderableType:
     titles, states = description.taxonomy.titles, description.taxonomy.states
     counts = description.occupations.sort(RECORDS, descending=True)
-    listed = pl.concat([counts.head(TOP), counts.filter(pl.col("occupation").is_in(states))]).unique(
-        maintain_order=True
-    )
+    counts = counts.filter(pl.col(PERSONS) >= smallest)
+    listed = pl.concat([counts.head(TOP), counts.filter(pl.col("occupation").is_in(states))])
     rows = [
         (
             f"{titles[code]}{' (state)' if code in states else ''}",
-            *_cell(records, persons, description.records, smallest),
+            records,
+            _percent(records, description.records),
+            persons,
         )
-        for code, records, persons in listed.select("occupation", RECORDS, PERSONS).iter_rows()
+        for code, records, persons in listed.unique(maintain_order=True)
+        .select("occupation", RECORDS, PERSONS)
+        .iter_rows()
     ]
     return _table("Most frequent occupations, and all states", ["occupation", RECORDS, "share", PERSONS], rows)
 
@@ -129,20 +132,21 @@ def _moves(description: Description, smallest: int) -> RenderableType:
     total = int(moves[RECORDS].sum())
     moves = moves.filter(pl.col(PERSONS) >= smallest).sort(RECORDS, descending=True).head(TOP)
     rows = [
-        (f"{titles[before]} -> {titles[after]}", *_cell(records, persons, total, smallest))
+        (f"{titles[before]} -> {titles[after]}", records, _percent(records, total), persons)
         for before, after, records, persons in moves.select("previous", "occupation", RECORDS, PERSONS).iter_rows()
     ]
     return _table("Most frequent changes", ["from -> to", RECORDS, "share of changes", PERSONS], rows)
 
 
-def _cell(records: int, persons: int, total: int, smallest: int) -> tuple[str | int, str, str | int]:
-    """Records, their share and persons; withheld if too few persons are in the cell."""
-    return (records, _percent(records, total), persons) if persons >= smallest else (FEW, FEW, FEW)
+def _withheld(counts: pl.DataFrame, smallest: int, columns: int) -> list[tuple[str, ...]]:
+    """A last line that counts the cells of too few persons, without saying which they are."""
+    few = counts.filter(pl.col(PERSONS) < smallest).height
+    return [(f"{few} more, of fewer than {smallest} persons each", *[""] * columns)] if few else []
 
 
-def _careers(texts: Mapping[str, Sequence[str]]) -> list[RenderableType]:
-    blocks = []
-    for heading, careers in texts.items():
-        blocks.append(_heading(heading))
-        blocks += [Padding(Text(text.rstrip()), (1, 0, 0, 2)) for text in careers]
-    return blocks
+def _careers(made_up: Sequence[str], smallest: int) -> list[RenderableType]:
+    """Made-up careers one after the other."""
+    if not made_up:
+        return [_heading(f"No made-up careers: no occupation has {smallest} persons")]
+    texts = [Padding(Text(text.rstrip()), (1, 0, 0, 2)) for text in made_up]
+    return [_heading("Made-up careers, drawn from the counts"), *texts]
