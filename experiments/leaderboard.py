@@ -22,14 +22,17 @@ from labor_llm.run_folder import write_atomically
 
 def leaderboard(runs: dict[str, Run], reference: str) -> pl.DataFrame:
     """One line per run: model, backbone, label, perplexity, se, difference, difference_se, seconds."""
+    if reference not in runs:
+        raise SystemExit(f"there is no run {reference!r}: name one of {', '.join(runs)} with --reference")
     against = runs[reference].predictions()
-    lines = [_line(name, run, run.predictions(), against) for name, run in runs.items()]
+    lines = [_line(name, run, against) for name, run in runs.items()]
     return pl.DataFrame(lines, infer_schema_length=None).sort("perplexity", nulls_last=True)
 
 
-def _line(name: str, run: Run, predictions: Predictions, against: Predictions) -> dict[str, Any]:
+def _line(name: str, run: Run, against: Predictions) -> dict[str, Any]:
+    predictions = run.predictions()
     perplexity, paired = evaluate(predictions).estimate("perplexity"), paired_difference(predictions, against)
-    reads_text = run.config["model"].get("backbone") is not None
+    reads_text, seconds = "backbone" in str(run.config["model"]), run.metrics["seconds"]
     return {
         "model": name,
         "backbone": run.config["backbone"]["name"] if reads_text else None,
@@ -38,21 +41,27 @@ def _line(name: str, run: Run, predictions: Predictions, against: Predictions) -
         "se": perplexity.se,
         "difference": paired.difference,
         "difference_se": paired.se,
-        "seconds": sum(run.metrics["seconds"].values()),
+        "seconds": sum(seconds.values()) if "fit" in seconds else None,  # unknown of a fit that was resumed
     }
 
 
-def markdown(table: pl.DataFrame) -> str:
+def markdown(table: pl.DataFrame, reference: str) -> str:
     """The table as it stands in the README."""
-    rows = ["| model | perplexity | difference to CAREER | seconds |", "|---|---:|---:|---:|"]
+    rows = [f"| model | perplexity | difference to `{reference}` | seconds |", "|---|---:|---:|---:|"]
     for line in table.iter_rows(named=True):
-        difference = "ref." if line["difference_se"] is None else f"{line['difference']:+.4f}"
-        error = "" if line["difference_se"] is None else f" ({line['difference_se']:.4f})"
+        difference = _with_error(line["difference"], line["difference_se"], "+.4f")
+        shown = "ref." if line["model"] == reference else difference
+        seconds = "-" if line["seconds"] is None else f"{line['seconds']:.0f}"
         rows.append(
-            f"| `{line['model']}` | {line['perplexity']:.3f} ({line['se']:.3f}) | {difference}{error} "
-            f"| {line['seconds']:.0f} |"
+            f"| `{line['model']}` | {_with_error(line['perplexity'], line['se'], '.3f')} | {shown} | {seconds} |"
         )
     return "\n".join(rows)
+
+
+def _with_error(value: float | None, error: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + ("" if error is None else f" ({error:{form.lstrip('+')}})")
 
 
 def main() -> None:
@@ -61,9 +70,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the runs, such as outputs/nlsy97_panel")
     parser.add_argument("--reference", default="career", help="name of a run")
     args = parser.parse_args()
-    table = leaderboard(distinct_names(read_runs([args.folder])), args.reference)
+    runs = [run for run in read_runs([args.folder]) if run.config["predict"] == "test"]
+    table = leaderboard(distinct_names(runs), args.reference)
     write_atomically(args.folder / "leaderboard.csv", table.write_csv())
-    print(markdown(table))
+    print(markdown(table, args.reference))
 
 
 if __name__ == "__main__":

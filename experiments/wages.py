@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from labor_llm import run_folder
 from labor_llm.build import build
-from labor_llm.errors import ConfigError
+from labor_llm.comparison.runs import Run, distinct_names
 from labor_llm.models.base import Workspace
 from labor_llm.prepared import read_prepared
 from labor_llm.wages import States, wage_regressions
@@ -23,22 +23,23 @@ from labor_llm.wages import States, wage_regressions
 
 def main(runs: list[Path]) -> None:
     """Load the models, take the states of all records, and regress."""
-    configs = {run: run_folder.read_config(run) for run in runs}
-    if len({config["dataset"]["name"] for config in configs.values()}) > 1:
-        raise SystemExit("the runs are on different datasets: name those of one")
-    home, first = runs[0].resolve().parents[2], configs[runs[0]]
+    configs = {name: run.config for name, run in distinct_names([Run.read(run) for run in runs]).items()}
+    folders = dict(zip(configs, runs, strict=True))
+    if len({str(config["dataset"]) for config in configs.values()}) > 1:
+        raise SystemExit("the runs are on different datasets, or on different splits of one: name those of one")
+    home, first = runs[0].resolve().parents[2], next(iter(configs.values()))
     dataset = build(OmegaConf.create(first), ["dataset"])["dataset"]
     splits = dataset.split(read_prepared(dataset, home))
     representations: dict[str, States] = {}
-    for run, config in configs.items():
-        model = build(OmegaConf.create(config), ["model"])["model"].load(run / run_folder.MODEL)
+    for name, config in configs.items():
+        model = build(OmegaConf.create(config), ["model"])["model"].load(folders[name] / run_folder.MODEL)
         if not hasattr(model, "states"):
-            raise ConfigError(
-                f"{config['name']} has no representation of careers: name a run of career or language"
-            )
+            raise SystemExit(f"{name} has no representation of careers: name a run of career or language")
+        if seen := model.persons_seen(splits.test):
+            raise SystemExit(f"{name} was trained on {seen} of the test persons")
         workspace = Workspace(None, progress=True)
         parts = ("train", "valid", "test")
-        representations[config["name"]] = {part: model.states(getattr(splits, part), workspace) for part in parts}
+        representations[name] = {part: model.states(getattr(splits, part), workspace) for part in parts}
     table = pl.DataFrame([asdict(line) for line in wage_regressions(splits, representations)])
     run_folder.write_atomically(home / dataset.name / "wages.csv", table.write_csv())
     print("| regressors | R2 | MSE | penalty |\n|---|---:|---:|---:|")

@@ -44,7 +44,7 @@ def forecast(cfg: DictConfig) -> None:
         )
     settings = (cfg.predict, cfg.covariates, cfg.horizon, cfg.paths, cfg.seed)
     folder = fitted / "forecasts" / "-".join(map(str, (cutoff, *settings)))
-    table = _without_small_cells(future, cfg.min_persons).with_columns(covariates=pl.lit(cfg.covariates))
+    table = future.table(cfg.min_persons).with_columns(covariates=pl.lit(cfg.covariates))
     _write(future, table, folder, cfg.keep_paths)
     title = f"{config['name']}: records after {cutoff}, {cfg.paths} paths, {cfg.covariates} covariates"
     Console().print(_shown(table, title))
@@ -76,12 +76,6 @@ def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
     return cutoff
 
 
-def _without_small_cells(future: Future, min_persons: int) -> pl.DataFrame:
-    """The table without the lines that rest on too few persons."""
-    table = future.table()
-    return table.filter(pl.col("persons") >= min_persons)
-
-
 def _write(future: Future, table: pl.DataFrame, folder: Path, keep_paths: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     future.records.write_parquet(folder / "records.parquet")
@@ -97,9 +91,11 @@ def _shown(table: pl.DataFrame, title: str) -> Table:
     for name in ("years ahead", "records", *metrics):
         shown.add_column(name, justify="right")
     for rows in table.partition_by("years_ahead", maintain_order=True):
-        cells = [
-            "-" if value is None else f"{value:.3f}" + ("" if se is None else f" ({se:.3f})")
-            for value, se in rows.select("value", "se").iter_rows()
-        ]
-        shown.add_row(rows["years_ahead"][0], f"{rows['records'][0]:,}", *cells)
+        cells = {
+            metric: "-" if value is None else f"{value:.3f}" + ("" if se is None else f" ({se:.3f})")
+            for metric, value, se in rows.select("metric", "value", "se").iter_rows()
+        }
+        shown.add_row(
+            rows["years_ahead"][0], f"{rows['records'][0]:,}", *(cells.get(name, "") for name in metrics)
+        )
     return shown

@@ -7,7 +7,7 @@ year is the average, over the paths, of the distributions that its record was dr
 Legend: N records after the last known year, J occupations, K paths, Q persons with a record at the step at hand.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from labor_llm.errors import ConfigError, DataError
 from labor_llm.models.base import OccupationModel
 from labor_llm.predictions import RealizedProbabilities, choice_indices
 from labor_llm.statistics.clustered import Estimate, clustered_auc, clustered_mean
+from labor_llm.statistics.event_report import too_small
 
 VARYING = ("education", "region", "weight")
 """Covariates that change within a person; no model is told a wage after the last known year."""
@@ -42,28 +43,49 @@ class Future:
     choice_set: tuple[str, ...]
     states: frozenset[str]
 
-    def table(self) -> pl.DataFrame:
+    def table(self, min_persons: int = 1) -> pl.DataFrame:
         """``SCHEMA``: the perplexity, and for every state the AUC of its probability; by year, and for ``all``.
 
-        Standard errors are clustered by person; records outside the choice set have no perplexity.
+        Standard errors are clustered by person; records outside the choice set have no perplexity. What rests on
+        fewer persons, with the state or without it, is left out, and so is what would give that away.
         """
         years = self.records["years_ahead"].unique().sort()
-        frames = [(str(ahead), self.records.filter(years_ahead=ahead)) for ahead in years]
+        frames = {str(ahead): self.records.filter(years_ahead=ahead) for ahead in years}
+        metrics = [None, *(code for code in self.choice_set if code in self.states)]
+        shown = {
+            (ahead, code)
+            for code in metrics
+            for part in (frames, {"all": self.records})
+            for ahead, small in zip(
+                part, too_small([_counts(frame, code) for frame in part.values()], min_persons), strict=True
+            )
+            if not small
+        }
         lines = [
-            (ahead, metric, *estimate)
-            for ahead, frame in (*frames, ("all", self.records))
-            for metric, estimate in self._metrics(frame)
+            (ahead, "perplexity" if code is None else f"auc_{code}", *self._estimate(frame, code))
+            for ahead, frame in (*frames.items(), ("all", self.records))
+            for code in metrics
+            if (ahead, code) in shown
         ]
         return pl.DataFrame(lines, schema=SCHEMA, orient="row", infer_schema_length=None)
 
-    def _metrics(self, frame: pl.DataFrame) -> Iterator[tuple[str, Estimate]]:
-        yield "perplexity", _perplexity(clustered_mean(frame, pl.col("log_prob")))
+    def _estimate(self, frame: pl.DataFrame, code: str | None) -> Estimate:
+        """The AUC of a state, or the perplexity."""
+        if code is None:
+            return _perplexity(clustered_mean(frame, pl.col("log_prob")))
         log_probs_NJ = frame["log_probs"].to_numpy()
         persons_N = np.unique(frame["person_id"].to_numpy(), return_inverse=True)[1]
-        for place, code in enumerate(self.choice_set):
-            if code in self.states:
-                happened_N = (frame["occupation"] == code).to_numpy()
-                yield f"auc_{code}", clustered_auc(persons_N, happened_N, log_probs_NJ[:, place])
+        happened_N = (frame["occupation"] == code).to_numpy()
+        return clustered_auc(persons_N, happened_N, log_probs_NJ[:, self.choice_set.index(code)])
+
+
+def _counts(frame: pl.DataFrame, code: str | None) -> tuple[int, int, int]:
+    """Persons with a log score; or all, those with a record in the state and those with one in another."""
+    if code is None:
+        return frame.drop_nulls("log_prob")["person_id"].n_unique(), 0, 0
+    is_in = pl.col("occupation") == code
+    having, lacking = (frame.filter(part)["person_id"].n_unique() for part in (is_in, ~is_in))
+    return frame["person_id"].n_unique(), having, lacking
 
 
 def _perplexity(score: Estimate) -> Estimate:

@@ -81,6 +81,8 @@ def score(cfg: DictConfig) -> float | None:
     config = run_folder.read_config(fitted)
     if cfg.get("dataset") is not None:
         config["dataset"] = _plain(cfg)["dataset"]
+        if "dataset" in config["model"]:  # the oracle's
+            config["model"]["dataset"] = config["dataset"]
     if cfg.get("scoring") is not None:
         if "scoring" not in config["model"]:
             raise ConfigError(f"scoring says how language models are scored; {config['name']} is none.")

@@ -113,9 +113,19 @@ def test_small_cells_are_counted_and_absent(table):
     )
     rows, withheld = event_rows(rare, ("gender",), 5, 10)
     levels = {row["level"] for row in rows if row["group"] == "gender"}
-    assert len(levels) == 1
-    assert levels < {"female", "male"}
+    assert levels == {"female", "male"}  # the sixty of unknown gender hide the eight
+    assert withheld == len(EVENTS)
+    known = rare.drop_nulls("gender")
+    rows, withheld = event_rows(known, ("gender",), 5, 10)
+    assert len({row["level"] for row in rows if row["group"] == "gender"}) == 1
     assert withheld == 2 * len(EVENTS)
+
+
+def test_what_is_left_out_is_not_small_together():
+    assert too_small([(100, 50, 90), (2, 1, 1), (3, 1, 2)], 10) == [True, True, True]
+    assert too_small([(100, 50, 90), (90, 40, 70), (2, 1, 1), (3, 1, 2)], 10) == [False, True, True, True]
+    assert too_small([(100, 50, 90), (80, 40, 70)], 10, hidden=[(3, 1, 2)]) == [False, True]
+    assert too_small([(100, 50, 90), (80, 40, 70)], 10, hidden=[(30, 11, 20)]) == [False, False]
 
 
 def test_curves_agree_with_a_loop_and_bands_hold_the_rate(table):

@@ -66,13 +66,24 @@ def test_nothing_after_the_cutoff_is_known(markov):
     np.testing.assert_array_equal(before.records["log_probs"].to_numpy(), after.records["log_probs"].to_numpy())
 
 
-def test_persons_are_drawn_alike_in_large_and_small_groups_and_for_every_seed_differently(markov, monkeypatch):
+def test_a_seed_draws_the_same_paths_and_the_next_record_does_not_depend_on_groups(markov, monkeypatch):
     whole = drawn(Empirical().fit(TRAIN, VALID, CHOICES), paths=5)
     assert drawn(Empirical().fit(TRAIN, VALID, CHOICES), paths=5).paths.equals(whole.paths)
     assert not drawn(Empirical().fit(TRAIN, VALID, CHOICES), paths=5, seed=1).paths.equals(whole.paths)
+    together = drawn(markov, horizon=1)
     monkeypatch.setattr("labor_llm.future.RECORDS_AT_A_TIME", 1)
-    alone = drawn(markov, paths=5)
-    assert alone.records.select("person_id", "year").equals(whole.records.select("person_id", "year"))
+    assert drawn(markov, horizon=1).records.equals(together.records)
+
+
+def test_small_cells_are_left_out_of_the_table(markov):
+    future = drawn(markov)
+    persons = future.records["person_id"].n_unique()
+    assert future.table(min_persons=persons + 1).is_empty()
+    by_state = future.records.filter(pl.col("occupation").is_in(TEST.taxonomy.states))
+    counts = dict(by_state.group_by("occupation").agg(pl.col("person_id").n_unique()).iter_rows())
+    shown = set(future.table(min_persons=3).filter(years_ahead="all")["metric"]) - {"perplexity"}
+    rare = {f"auc_{code}" for code, having in counts.items() if having < 3}
+    assert not shown & rare
 
 
 def test_covariates_are_carried_from_the_last_known_record(markov):

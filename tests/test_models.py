@@ -73,9 +73,15 @@ def fitted(make):
 
 
 def changed_after(year: int) -> Careers:
-    """The test careers with every occupation after the year replaced."""
-    later = pl.when(pl.col("year") > year).then(pl.lit("004")).otherwise("occupation").alias("occupation")
-    table = TEST.table.with_columns(later)
+    """The test careers with all that is known after the year replaced, and the wages of the year, too."""
+    later = pl.col("year") > year
+    table = TEST.table.with_columns(
+        occupation=pl.when(later).then(pl.lit("004")).otherwise("occupation"),
+        education=pl.when(later & (pl.col("year") > year + 1)).then(pl.lit("graduate")).otherwise("education"),
+        region=pl.when(later & (pl.col("year") > year + 1)).then(pl.lit("west")).otherwise("region"),
+        weight=pl.when(later).then(9.0).otherwise("weight"),
+        log_wage=pl.when(pl.col("year") >= year).then(9.0).otherwise("log_wage"),
+    )
     return Careers.validated(table, dataset="test", taxonomy=TEST.taxonomy, source="changed")
 
 

@@ -1,5 +1,6 @@
 """Multinomial logistic regression: the economist's own model, on the features of the CAREER reference code."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -26,9 +27,10 @@ STAY = "(stay)"
 class Logit(OccupationModel):
     """Linear in the features of ``sequences.features``, no interactions; a ridge penalty instead of none.
 
-    Minimises -log-likelihood + l2 / 2 x sum of squared coefficients, constants left out. The two stages have no
-    coefficient in common, so each is fitted by itself, with an ``l2`` of its own. Unlike in the reference code the
-    logits are not clamped: the optimum is then unique.
+    Minimises -log-likelihood + l2 / 2 x sum of squared coefficients; a constant is penalised for its distance
+    from the log of the training share (plus one record for each outcome), so that it exists for states which
+    training never saw. The two stages have no coefficient in common, so each is fitted by itself, with an ``l2``
+    of its own.
     """
 
     name: str = "logit"
@@ -46,14 +48,22 @@ class Logit(OccupationModel):
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None:
         self._book = CodeBook.of(train, self.choice_set, self.covariates)
         features = len(feature_names(self._book))
-        fitted = [
-            best_ridge(equation, held_out, self.l2, features, self.max_iterations)
-            for equation, held_out in zip(self._equations(train), self._equations(valid), strict=True)
-        ]
+        fitted = []
+        for equation, held_out in zip(self._equations(train), self._equations(valid), strict=True):
+            shares_K = torch.bincount(equation.targets_N, minlength=equation.outcomes).float() + 1
+            offsets_K = (shares_K / shares_K.sum()).log()
+            known, unseen = (replace(part, offsets_K=offsets_K) for part in (equation, held_out))
+            coefficients_FK = best_ridge(known, unseen, self._penalties(equation), features, self.max_iterations)
+            coefficients_FK[0] += offsets_K
+            fitted.append(coefficients_FK)
         self.coefficients_FK_ = fitted[0]
         if self.two_stage:
             odds_F1 = fitted[1][:, [1]] - fitted[1][:, [0]]
             self.coefficients_FK_ = torch.cat([fitted[0], odds_F1], dim=1)
+
+    def _penalties(self, equation: Equation) -> list[float]:
+        """Twice as much for two outcomes: the log-odds are the difference of two columns, each penalised."""
+        return [(2 if equation.outcomes == 2 else 1) * l2 for l2 in self.l2]
 
     def _equations(self, careers: Careers) -> list[Equation]:
         """Which occupation they choose, or in two stages: which one they move to, and whether they stay."""
@@ -61,10 +71,10 @@ class Logit(OccupationModel):
         targets, before = torch.from_numpy(coded.targets_N), torch.from_numpy(coded.before_N)
         known, choices, open_to_all = targets >= 0, len(self.choice_set), torch.full_like(targets, -1)
         if not self.two_stage:
-            return [Equation(features, targets, open_to_all, choices)[known]]
+            return [Equation(features, targets, open_to_all, choices, torch.zeros(choices))[known]]
         could, stayed = can_stay(before, choices), targets == before
-        move = Equation(features, targets, torch.where(could, before, -1), choices)
-        stay = Equation(features, stayed.long(), open_to_all, 2)
+        move = Equation(features, targets, torch.where(could, before, -1), choices, torch.zeros(choices))
+        stay = Equation(features, stayed.long(), open_to_all, 2, torch.zeros(2))
         return [move[known & ~(could & stayed)], stay[known & could]]
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:

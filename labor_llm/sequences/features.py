@@ -94,9 +94,10 @@ def _repeats(careers: Careers) -> NDArray[np.int64]:
 
 def _gaps(careers: Careers, years: tuple[str, ...]) -> NDArray[np.bool_]:
     """Whether, among the years of the training data, another one lies since the record before."""
-    order_N = np.searchsorted(np.array(list(map(int, years)), dtype=np.int64), careers.table["year"].to_numpy())
-    gap_N = (order_N != np.roll(order_N, 1) + 1) & careers.previous.is_not_null().to_numpy()
-    return gap_N & (len(years) > 0)
+    known, year_N = np.array(list(map(int, years)), dtype=np.int64), careers.table["year"].to_numpy()
+    before_N = np.searchsorted(known, np.roll(year_N, 1), "right")
+    gap_N: NDArray[np.bool_] = np.searchsorted(known, year_N, "left") > before_N
+    return gap_N & careers.previous.is_not_null().to_numpy()
 
 
 def _education_changed(careers: Careers) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ Shapes: N records, F features, K outcomes.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Equation:
     barred_N: Tensor
     """An outcome that was not open to the record, -1 if all were."""
     outcomes: int
+    offsets_K: Tensor
+    """Added to the logits: what is known of the outcomes before anything is explained."""
 
     def __len__(self) -> int:
         """The number of records N."""
@@ -38,7 +40,9 @@ class Equation:
 
     def __getitem__(self, rows: Tensor | slice) -> "Equation":
         """The same for some records."""
-        return Equation(self.design[rows], self.targets_N[rows], self.barred_N[rows], self.outcomes)
+        return replace(
+            self, design=self.design[rows], targets_N=self.targets_N[rows], barred_N=self.barred_N[rows]
+        )
 
     def mean_nll(self, coefficients_FK: Tensor) -> float:
         """Minus the mean log-probability of the outcomes, in nats; its gradient is added to the coefficients'."""
@@ -51,7 +55,7 @@ class Equation:
         return total
 
     def _summed_nll(self, coefficients_FK: Tensor) -> Tensor:
-        logits_NK = self.design @ coefficients_FK
+        logits_NK = self.design @ coefficients_FK + self.offsets_K
         rows = (self.barred_N >= 0).nonzero()[:, 0]
         logits_NK[rows, self.barred_N[rows]] = float("-inf")
         return cross_entropy(logits_NK, self.targets_N, reduction="sum")
@@ -77,10 +81,7 @@ def best_ridge(
 
 
 def ridge(equation: Equation, penalty: float, start_FK: Tensor, iterations: int) -> Tensor:
-    """The coefficients (F, K) with the least -log-likelihood + penalty / 2 x sum of squares.
-
-    The first feature is the constant and is not penalised.
-    """
+    """The coefficients (F, K) with the least -log-likelihood + penalty / 2 x sum of squares."""
     coefficients_FK = start_FK.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [coefficients_FK],
@@ -92,7 +93,7 @@ def ridge(equation: Equation, penalty: float, start_FK: Tensor, iterations: int)
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        squares = penalty / 2 / max(1, len(equation)) * coefficients_FK[1:].square().sum()
+        squares = penalty / 2 / max(1, len(equation)) * coefficients_FK.square().sum()
         squares.backward()
         return squares.detach().double() + equation.mean_nll(coefficients_FK)
 

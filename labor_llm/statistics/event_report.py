@@ -1,8 +1,8 @@
 """What may be told of event forecasts: overall and by group, small cells left out.
 
 A cell is left out if it holds fewer persons than a threshold, or if at least one but fewer than the threshold have
-an event, or have a record without one: rates would tell how many. If one cell of several is left out, the next
-smallest goes with it, for the total would tell it.
+an event, or have a record without one: rates would tell how many. The next smallest go with it until what is left
+out, the unknown included, is not small either, for the total less what is shown would tell it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,9 @@ def event_rows(
     for event, forecasts in _forecasts(table):
         for group in ("all", *groups):
             cells = dict(_cells(forecasts, group))
-            small = too_small([cell.person_counts for cell in cells.values()], min_persons)
+            unknown = _unknown(forecasts, group)
+            hidden = [] if unknown.table.is_empty() else [unknown.person_counts]
+            small = too_small([cell.person_counts for cell in cells.values()], min_persons, hidden)
             withheld += sum(small)
             rows += [
                 {"event": event, "group": group, "level": level} | _scores(cell, bins, min_persons)
@@ -67,11 +69,28 @@ def curve_rows(table: pl.DataFrame, bins: int, min_persons: int, level: float) -
     return rows, withheld
 
 
-def too_small(counts: Sequence[tuple[int, int, int]], min_persons: int) -> list[bool]:
-    """Which cells are left out, from their persons, those with an event and those with a record of none."""
-    small = [persons < min_persons or any(0 < some < min_persons for some in parts) for persons, *parts in counts]
-    if sum(small) == 1 and len(counts) > 1:
-        _, place = min((persons, place) for place, (persons, *_) in enumerate(counts) if not small[place])
+Counts = tuple[int, int, int]
+"""Persons of a cell, those with an event and those with a record of none."""
+
+
+def too_small(counts: Sequence[Counts], min_persons: int, hidden: Sequence[Counts] = ()) -> list[bool]:
+    """Which cells are left out; ``hidden``: cells of the same total that are never shown, such as the unknown.
+
+    What is left out must not be small when taken together, for the total less the cells that are shown tells it.
+    """
+
+    def is_small(cell: Sequence[int]) -> bool:
+        return cell[0] < min_persons or any(0 < some < min_persons for some in cell[1:])
+
+    small = [is_small(cell) for cell in counts]
+    while not all(small):
+        left_out = [*hidden, *(cell for cell, is_out in zip(counts, small, strict=True) if is_out)]
+        persons, having, lacking = (
+            (sum(column) for column in zip(*left_out, strict=True)) if left_out else (0, 0, 0)
+        )
+        if not left_out or not is_small((persons, having, lacking)):
+            break
+        _, place = min((cell[0], place) for place, cell in enumerate(counts) if not small[place])
         small[place] = True
     return small
 
@@ -93,6 +112,13 @@ def _cells(forecasts: Forecasts, group: str) -> Iterator[tuple[str, Forecasts]]:
     levels = forecasts.table.select(sort=sort, level=level).drop_nulls().unique().sort("sort")["level"]
     for name in levels.unique(maintain_order=True):
         yield name, forecasts.where(level == name)
+
+
+def _unknown(forecasts: Forecasts, group: str) -> Forecasts:
+    """The records whose level of a group is not known."""
+    if group == "all":
+        return forecasts.where(pl.lit(False))
+    return forecasts.where(forecasts.table.select(GROUPS[group][1].is_null()).to_series())
 
 
 def _scores(forecasts: Forecasts, bins: int, min_persons: int) -> dict[str, Any]:
