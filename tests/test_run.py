@@ -146,8 +146,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_prepare_reads_once(config, tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         prepare(config("prepare"))
-    assert "545 persons, 4360 records" in caplog.text
-    monkeypatch.setattr("labor_llm.datasets.wage_panel.WagePanel.read", None)
+    assert "545 persons, 4,360 records" in caplog.text
+    monkeypatch.setattr("labor_llm.datasets.wage_panel.WagePanel.parts", None)
     prepare(config("prepare"))
 
 
