@@ -3,7 +3,9 @@
 Careers pass part by part, so that tens of millions of records need little memory.
 """
 
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ COVARIATES = ("education", "region", "gender", "ethnicity", "birth_year", "log_w
 GROUPS = ("survey", "gender", "ethnicity", "education", "region", "birth_year")
 """Columns whose values are counted."""
 RECORDS, PERSONS = "records", "persons"
+AT_A_TIME = 2
+"""Parts that are counted side by side."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,23 @@ class Description:
 
 def describe(parts: Iterable[Careers], split: Split) -> Description:
     """Count what the parts of a dataset hold."""
-    tables: dict[str, list[pl.DataFrame]] = {}
+    counted: deque[Future[dict[str, pl.DataFrame]]] = deque()
     last: Careers | None = None
-    for last in parts:
-        for name, table in _counts(last, split).items():
-            tables.setdefault(name, []).append(table)
-            tables[name] = [_summed(tables[name])] if len(tables[name]) > 8 else tables[name]
+    total: dict[str, pl.DataFrame] = {}
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for last in parts:
+            counted.append(pool.submit(_counts, last, split))
+            if len(counted) > AT_A_TIME:
+                total = _added(total, counted.popleft().result())
+        for table in counted:
+            total = _added(total, table.result())
     assert last is not None
-    summed = {name: _summed(counted) for name, counted in tables.items()}
+    summed = {name: _summed([table]) for name, table in total.items()}
     return Description(last.dataset, last.source, last.taxonomy, **summed)
+
+
+def _added(total: dict[str, pl.DataFrame], more: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    return more if not total else {name: _summed([total[name], more[name]]) for name in more}
 
 
 def _summed(tables: list[pl.DataFrame]) -> pl.DataFrame:
