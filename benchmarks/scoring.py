@@ -39,10 +39,11 @@ from benchmarks.scoring_report import (
     table_of,
 )
 from benchmarks.scoring_rivals import Rival, batch_size_trials, lm_eval_rival, naive_rival, prefix_cache_rival
-from labor_llm.careers import Careers, SplitByPerson, Splits
+from labor_llm.careers import Careers
 from labor_llm.language.backbones import ScratchBackbone
 from labor_llm.language.scoring import PackedCareers
 from labor_llm.models.base import choice_set
+from labor_llm.splits import SplitByPerson, Splits
 from labor_llm.templates import Titles, Tokens
 
 TOLERANCE = 1e-3

@@ -12,7 +12,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.machine import ROOT
-from labor_llm.careers import Careers, Splits
+from labor_llm.careers import Careers
 from labor_llm.evaluate import evaluate
 from labor_llm.language.adapters import FullFineTuning
 from labor_llm.language.backbones import ScratchBackbone
@@ -23,6 +23,7 @@ from labor_llm.language.trie import NONE
 from labor_llm.models.base import Workspace
 from labor_llm.models.language import LanguageModel
 from labor_llm.predictions import Predictions
+from labor_llm.splits import Splits
 from labor_llm.templates import Label, ResumeTemplate
 
 TOY = ScratchBackbone(

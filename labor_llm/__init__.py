@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from labor_llm.careers import Careers, SplitByPerson
+    from labor_llm.careers import Careers
     from labor_llm.datasets.table import Table
     from labor_llm.datasets.wage_panel import WagePanel
     from labor_llm.models.base import OccupationModel, choice_set
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from labor_llm.models.language import LanguageModel
     from labor_llm.models.markov import Markov
     from labor_llm.predictions import Predictions
+    from labor_llm.splits import SplitByPerson
     from labor_llm.taxonomy import Taxonomy
 
 _HOMES = {
@@ -21,7 +22,7 @@ _HOMES = {
     "Markov": "models.markov",
     "OccupationModel": "models.base",
     "Predictions": "predictions",
-    "SplitByPerson": "careers",
+    "SplitByPerson": "splits",
     "Table": "datasets.table",
     "Taxonomy": "taxonomy",
     "WagePanel": "datasets.wage_panel",

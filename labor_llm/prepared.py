@@ -103,7 +103,7 @@ def _files(dataset: Dataset) -> dict[str, Any]:
 def _code() -> str:
     """Hash of what turns files into careers: the readers, the rules and the packaged taxonomies."""
     package = Path(labor_llm.__file__).parent
-    sources = [package / name for name in ("careers.py", "schemes.py", "taxonomy.py")]
+    sources = [package / name for name in ("careers.py", "columns.py", "schemes.py", "taxonomy.py")]
     sources += [
         *package.glob("datasets/*.py"),
         *package.glob("datasets/*.csv"),

@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from labor_llm import run_folder
 from labor_llm.build import build
-from labor_llm.careers import YEARS, Careers, Splits
+from labor_llm.careers import Careers
+from labor_llm.columns import YEARS
 from labor_llm.errors import ConfigError, DataError, unknown
 from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
 from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
+from labor_llm.splits import Splits
 from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from labor_llm.careers import Careers, Splits
+from labor_llm.careers import Careers
 from labor_llm.errors import DataError
+from labor_llm.splits import Splits
 from labor_llm.statistics.clustered import clustered_ratio
 
 CATEGORIES = ("year", "education", "region", "gender", "ethnicity", "survey")

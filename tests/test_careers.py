@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal, assert_series_equal
 from pydantic import ValidationError
 
-from labor_llm.careers import COLUMNS, Careers, SplitByPerson
+from labor_llm.careers import Careers
+from labor_llm.columns import COLUMNS
 from labor_llm.errors import DataError
+from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.packaged("occ1990dd")

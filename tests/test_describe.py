@@ -10,12 +10,13 @@ from conftest import TRAIN
 from polars.testing import assert_frame_equal
 from rich.console import Console
 
-from labor_llm.careers import Careers, SplitByPerson, write_parts
+from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import read
 from labor_llm.datasets.wage_panel import SPLIT, WagePanel
 from labor_llm.description.counts import describe
 from labor_llm.description.page import page
 from labor_llm.description.typical import typical_careers
+from labor_llm.splits import SplitByPerson
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model
 from pytorch_lightning.callbacks import Callback
 
+from labor_llm import training
 from labor_llm.errors import ConfigError, RunError
-from labor_llm.language import finetune
 from labor_llm.language.adapters import FullFineTuning, Lora
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
@@ -152,9 +152,9 @@ def test_an_interrupted_fit_ends_with_the_same_weights(hook, times, settings, gp
         return hub_model(gpt2_folder, Lora(rank=4, dropout=0.2), **settings_)
 
     whole = weights(model().fit(TRAIN, VALID, CHOICES))
-    callbacks = finetune._fitting_callbacks
+    callbacks = training._fitting_callbacks
     cut = PowerCut(hook, times)
-    monkeypatch.setattr(finetune, "_fitting_callbacks", lambda *args: [*callbacks(*args), cut])
+    monkeypatch.setattr(training, "_fitting_callbacks", lambda *args: [*callbacks(*args), cut])
     with pytest.raises(PowerCutError):
         model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path))
     monkeypatch.undo()

@@ -4,13 +4,14 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from labor_llm.careers import Careers, SplitByPerson
+from labor_llm.careers import Careers
 from labor_llm.datasets import read
 from labor_llm.datasets.pooled import Pooled
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
 from labor_llm.models.base import choice_set
 from labor_llm.models.empirical import Empirical
+from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 from labor_llm.templates import ResumeTemplate, Titles
 

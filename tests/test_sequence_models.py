@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning.callbacks import Callback
 from small_networks import coded, trainer
 
+from labor_llm import training
 from labor_llm.configs import conf_folder
 from labor_llm.errors import ConfigError, RunError
-from labor_llm.language import finetune
 from labor_llm.models.bag_of_jobs import BagOfJobs
 from labor_llm.models.base import Workspace, choice_set
 from labor_llm.models.career import Career
@@ -62,9 +62,9 @@ def test_an_interrupted_fit_ends_with_the_same_weights(batches, tmp_path, monkey
         return coded(Career, **SMALL, trainer=trainer(max_epochs=3, checkpoint_every=1, learning_rate=0.03))
 
     whole = weights(model().fit(TRAIN, VALID, CHOICES))
-    callbacks = finetune._fitting_callbacks
+    callbacks = training._fitting_callbacks
     cut = PowerCut(batches)
-    monkeypatch.setattr(finetune, "_fitting_callbacks", lambda *args: [*callbacks(*args), cut])
+    monkeypatch.setattr(training, "_fitting_callbacks", lambda *args: [*callbacks(*args), cut])
     with pytest.raises(PowerCutError):
         model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path))
     monkeypatch.undo()

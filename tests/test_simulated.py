@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
-from labor_llm.careers import Careers, Splits
+from labor_llm.careers import Careers
 from labor_llm.configs import conf_folder
 from labor_llm.datasets import read
 from labor_llm.datasets.simulated import LEVELS, Process, Simulated
@@ -23,6 +23,7 @@ from labor_llm.models.empirical import Empirical
 from labor_llm.models.markov import Markov
 from labor_llm.models.oracle import Oracle
 from labor_llm.predictions import ChoiceProbabilities, Predictions, choice_indices
+from labor_llm.splits import Splits
 
 DATASET = Simulated(persons=1500, occupations=8)
 CAREERS = read(DATASET)

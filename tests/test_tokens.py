@@ -1,6 +1,8 @@
 """Text -> token ids: pieces, boundaries and round trips."""
 
 import logging
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +19,13 @@ TEXTS = ResumeTemplate().texts(CAREERS, Titles())
 SCRATCH = ScratchBackbone(name="x", layers=1, width=8, heads=1, feed_forward=8, vocabulary=500, learning_rate=1e-3)
 
 
-@pytest.fixture(params=[*SPLIT_WORDS, "scratch"])
+PHRASES = replace(SCRATCH, phrases=60)
+
+
+@pytest.fixture(params=[*SPLIT_WORDS, "scratch", "phrases"])
 def tokenizer(request):
-    return SCRATCH.tokenizer(TEXTS) if request.param == "scratch" else bpe_tokenizer(request.param, TEXTS)
+    made = {"scratch": SCRATCH, "phrases": PHRASES}
+    return made[request.param].tokenizer(TEXTS) if request.param in made else bpe_tokenizer(request.param, TEXTS)
 
 
 @pytest.fixture(params=[Titles(), Codes(), Tokens()], ids=lambda label: label.name)
@@ -55,6 +61,26 @@ def test_a_tokenizer_of_ones_own_begins_with_its_own_token():
     encoder = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), CAREERS.taxonomy)
     assert encoder.prefix == (tokenizer.bos_token_id,)
     assert (encoder.encode(CAREERS).ids_T[encoder.encode(CAREERS).career_starts[:-1]] == encoder.prefix[0]).all()
+
+
+def test_phrases_shorten_careers_and_their_tokens_keep_the_facts_of_a_record_apart():
+    words, phrases = SCRATCH.tokenizer(TEXTS), PHRASES.tokenizer(TEXTS)
+    assert len(words) < len(phrases) <= len(words) + 60
+    assert sum(map(len, phrases(list(TEXTS))["input_ids"])) < sum(map(len, words(list(TEXTS))["input_ids"])) / 2
+    written = [phrases.decode([token]) for token in range(len(phrases)) if token not in phrases.all_special_ids]
+    several = [text for text in written if " " in text.strip()]
+    assert several
+    assert not [text for text in several if re.search(r"\d|[:\n].", text)]
+
+
+def test_phrases_learn_whole_titles_first_where_they_are_frequent():
+    encoder = CareerEncoder(PHRASES.tokenizer(TEXTS), ResumeTemplate(), Titles(), CAREERS.taxonomy)
+    lengths = (
+        CAREERS.table["occupation"]
+        .value_counts(sort=True)["occupation"]
+        .replace_strict({code: len(ids) for code, ids in encoder.titles.items()})
+    )
+    assert lengths[0] == 1
 
 
 def test_a_tokenizer_that_loses_text_is_refused():

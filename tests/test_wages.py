@@ -7,13 +7,14 @@ import polars as pl
 import pytest
 
 from labor_llm import wages
-from labor_llm.careers import Careers, Splits
+from labor_llm.careers import Careers
 from labor_llm.datasets import read
 from labor_llm.datasets.wage_panel import SPLIT, WagePanel
 from labor_llm.errors import DataError
 from labor_llm.models.base import Workspace, choice_set
 from labor_llm.models.career import Career
 from labor_llm.sequences.training import CodeTrainerSettings
+from labor_llm.splits import Splits
 from labor_llm.wages import wage_regressions
 
 PARTS = ("train", "valid", "test")

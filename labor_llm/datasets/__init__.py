@@ -7,8 +7,9 @@ from typing import Protocol
 
 import polars as pl
 
-from labor_llm.careers import Careers, Split
+from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
+from labor_llm.splits import Split
 
 
 class Dataset(Protocol):

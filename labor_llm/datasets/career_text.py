@@ -26,9 +26,10 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from labor_llm import errors
-from labor_llm.careers import Careers, Split
+from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.splits import Split
 from labor_llm.taxonomy import Taxonomy
 
 PERSONS_PER_PART = 200_000

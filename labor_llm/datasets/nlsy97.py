@@ -27,7 +27,7 @@ import polars as pl
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from labor_llm.careers import Careers, SplitByPerson
+from labor_llm.careers import Careers
 from labor_llm.datasets.investigator_files import files_named
 from labor_llm.datasets.nlsy import (
     GRADES,
@@ -50,6 +50,7 @@ from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import careers_of
 from labor_llm.datasets.variables import Variables
 from labor_llm.schemes import Target
+from labor_llm.splits import SplitByPerson
 
 SCHEME = "census2002"
 GENDERS = {0: None, 1: "male", 2: "female"}

@@ -16,9 +16,10 @@ import polars as pl
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from labor_llm.careers import SOURCE_MARK, Careers, Share, SplitByPerson, hashed_places, own_ids
+from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
+from labor_llm.splits import SOURCE_MARK, Share, SplitByPerson, hashed_places, own_ids
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -34,7 +34,7 @@ import polars as pl
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from labor_llm.careers import Careers, SplitByPerson
+from labor_llm.careers import Careers
 from labor_llm.datasets.psid_codes import recoded
 from labor_llm.datasets.psid_files import DataFile, data_files
 from labor_llm.datasets.report import Report
@@ -42,6 +42,7 @@ from labor_llm.datasets.survey import careers_of
 from labor_llm.datasets.variables import Variables
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.schemes import Target
+from labor_llm.splits import SplitByPerson
 
 ROLES = ("rp", "sp")
 ID, NUMBER = "ER30001", "ER30002"

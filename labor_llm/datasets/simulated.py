@@ -27,10 +27,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from scipy.special import log_softmax, logsumexp
 
-from labor_llm.careers import Careers, SplitByPerson
+from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import EDUCATION
 from labor_llm.predictions import choice_indices
+from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 
 LEVELS: Mapping[str, tuple[str, ...]] = {

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from labor_llm.careers import COLUMNS, Careers
+from labor_llm.careers import Careers
+from labor_llm.columns import COLUMNS
 from labor_llm.datasets.report import Report
 from labor_llm.schemes import Target, crosswalk
 

@@ -9,13 +9,15 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from labor_llm import errors
-from labor_llm.careers import COLUMNS, REQUIRED, TEXT, Careers, SplitByPerson
+from labor_llm.careers import Careers
+from labor_llm.columns import COLUMNS, REQUIRED, TEXT
 from labor_llm.datasets.in_parts import by_person
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
 from labor_llm.datasets.table_files import guarded, readable, scanned
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.schemes import SCHEMES, Target
+from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 
 ROW = "the row in the file"

@@ -16,8 +16,9 @@ from linearmodels.datasets import wage_panel
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from labor_llm.careers import Careers, SplitByPerson
+from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
+from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 
 SOURCE = "Vella and Verbeek (1998), NLSY79 men 1980-1987, as bundled with linearmodels"

@@ -13,7 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labor_llm.careers import CONSTANT, Careers, Split
+from labor_llm.careers import Careers
+from labor_llm.columns import CONSTANT
+from labor_llm.splits import Split
 from labor_llm.taxonomy import Taxonomy
 
 COVARIATES = ("education", "region", "gender", "ethnicity", "birth_year", "log_wage", "weight")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from labor_llm.careers import COLUMNS, Careers
+from labor_llm.careers import Careers
+from labor_llm.columns import COLUMNS
 from labor_llm.description.counts import PERSONS, RECORDS, Description
 
 LENGTH = 8

@@ -27,7 +27,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from labor_llm.dropout import dropped
 from labor_llm.errors import ConfigError
+from labor_llm.language.phrases import with_phrases
 
 SETTINGS = ConfigDict(extra="forbid")
 BOS, PAD = "<|begin|>", "<|pad|>"
@@ -69,7 +71,12 @@ class ScratchBackbone(Backbone):
     heads: int = Field(ge=1)
     feed_forward: int = Field(ge=8)
     vocabulary: int = Field(ge=300)
+    """Tokens of single words and of parts of words."""
+    phrases: int = Field(default=0, ge=0)
+    """More tokens, of several words up to a whole line: shorter careers, and titles share less."""
     context: int = Field(default=1024, ge=16)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the embeddings and of what each layer adds to them, while training."""
     learning_rate: float = Field(gt=0)
     pretrained: bool = False
 
@@ -87,7 +94,9 @@ class ScratchBackbone(Backbone):
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
+        texts = list(texts)
         bpe.train_from_iterator(texts, trainer)
+        bpe = with_phrases(bpe, texts, self.phrases) if self.phrases else bpe
         bpe.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))])
         return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, pad_token=PAD)
 
@@ -114,7 +123,14 @@ class ScratchBackbone(Backbone):
             eos_token_id=None,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return LlamaForCausalLM(config).to(dtype)
+        model = LlamaForCausalLM(config).to(dtype)
+        if self.dropout:  # Llama has none of its own
+            added = (
+                part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)
+            )
+            for part in (model.model.embed_tokens, *added):
+                part.register_forward_hook(lambda part, _, output: dropped(output, self.dropout, part.training))
+        return model
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 IGNORED = -100
 """Label of a token that carries no loss."""
-CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**22, 2**28
-"""Logits of one chunk: in float32 16 megabytes, which a processor's cache still holds, or a gigabyte of a GPU."""
+CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**20, 2**28
+"""Logits of one chunk: in float32 4 megabytes, which a processor's cache holds, or a gigabyte of a GPU."""
 CHUNK_ROWS = 256
 """Tokens of a chunk at least: every chunk reads the whole projection."""
 
@@ -52,8 +52,8 @@ def _reshapes_logits(config: Any) -> bool:
 class _ProjectedLoss(torch.autograd.Function):
     """Projection onto the vocabulary and cross-entropy, chunk by chunk, gradients included.
 
-    A chunk's logits become its gradient in place, so nothing is computed twice: three matrix products in all, as
-    without chunks.
+    A chunk's logits become its gradient in place, so nothing is computed twice, no exponential either: three
+    matrix products in all, as without chunks.
     """
 
     @staticmethod
@@ -90,15 +90,16 @@ def _loss_and_gradients(
         rows = slice(start, start + chunk)
         logits = (hidden_NE[rows] @ weight_VE.T).float()
         targets = targets_N[rows, None]
-        norms = logits.logsumexp(-1, keepdim=True)
-        loss += (norms - logits.gather(1, targets)).sum()
+        highest = logits.amax(-1, keepdim=True)
+        realised = logits.gather(1, targets)
+        shares = logits.sub_(highest).exp_()
+        sums = shares.sum(-1, keepdim=True)  # what the shares are to be divided by; it waits for a smaller matrix
+        loss += (highest + sums.log() - realised).sum()
         if hidden_grad is None and weight_grad is None:
             continue
-        slopes = logits.sub_(norms).exp_()
-        slopes.scatter_add_(1, targets, slopes.new_full(targets.shape, -1.0))
-        slopes = slopes.to(hidden_NE.dtype)
+        slopes = shares.scatter_add_(1, targets, -sums).to(hidden_NE.dtype)
         if hidden_grad is not None:
-            hidden_grad[rows] = slopes @ weight_VE
+            hidden_grad[rows] = (slopes @ weight_VE) / sums
         if weight_grad is not None:
-            weight_grad += slopes.T @ hidden_NE[rows]
+            weight_grad += slopes.T @ (hidden_NE[rows] / sums).to(hidden_NE.dtype)
     return loss, hidden_grad, weight_grad

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labor_llm.careers import Careers, own_ids
+from labor_llm.careers import Careers
 from labor_llm.errors import DataError, RunError
 from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities
+from labor_llm.splits import own_ids
 from labor_llm.taxonomy import Taxonomy
 from labor_llm.tracking import NoTracker, Tracker
 

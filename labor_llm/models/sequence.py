@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from labor_llm.careers import Careers
-from labor_llm.language.finetune import train_to_best
 from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.predictions import ChoiceProbabilities
 from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches
 from labor_llm.sequences.codes import CodeBook, Covariate
 from labor_llm.sequences.heads import logit_count
 from labor_llm.sequences.training import SCORED_RECORDS, CodeTrainerSettings, CodeTraining, score
+from labor_llm.training import train_to_best
 
 
 @dataclass(kw_only=True, config=ConfigDict(extra="forbid"))

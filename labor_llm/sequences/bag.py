@@ -16,7 +16,7 @@ Legend: T records, B careers, L records of the longest, V values, D width, K log
 
 from torch import Tensor, nn
 
-from labor_llm.careers import CONSTANT
+from labor_llm.columns import CONSTANT
 from labor_llm.sequences.batches import CodeBatch, Grid
 from labor_llm.sequences.codes import CodeBook
 from labor_llm.sequences.transformer import embedding

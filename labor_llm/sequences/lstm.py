@@ -7,7 +7,7 @@ K logits.
 import torch
 from torch import Tensor, nn
 
-from labor_llm.careers import CONSTANT
+from labor_llm.columns import CONSTANT
 from labor_llm.sequences.batches import CodeBatch, Grid
 from labor_llm.sequences.codes import CodeBook
 from labor_llm.sequences.transformer import embedding

@@ -12,10 +12,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from labor_llm.language.finetune import LoopSettings, Training, lightning_trainer
 from labor_llm.sequences.batches import CodeBatch, CodeScoringBatches
 from labor_llm.sequences.codes import CodedCareers
 from labor_llm.sequences.heads import LIMIT, choice_log_probs, choice_nll
+from labor_llm.training import LoopSettings, Training, lightning_trainer
 
 BETAS = (0.9, 0.98)
 """Adam's, as in the reference code of CAREER."""
