@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from transformers.utils import logging as transformers_logging
 
 from labor_llm.errors import RunError
@@ -70,7 +70,7 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.seed = model, seed
         self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
-        self.valid_nll = MeanMetric(nan_strategy="disable")
+        self.valid_nll, self.valid_records = (SumMetric(nan_strategy="disable") for _ in range(2))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout follows from the seed and the place in training, so that a resumed run repeats it."""
@@ -83,10 +83,12 @@ class Training(L.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
-        perplexity = self.valid_nll.compute().cpu().double().exp()  # titles of many tokens start above exp(88)
+        nll, records = (metric.compute().cpu().double() for metric in (self.valid_nll, self.valid_records))
+        perplexity = (nll / records).exp()  # in float64, since titles of many tokens start above exp(88)
         self.log(self.monitor, perplexity)
         self.log("valid", perplexity, prog_bar=True, logger=False)
         self.valid_nll.reset()
+        self.valid_records.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained: a frozen base is not written again."""

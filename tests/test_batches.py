@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import bpe_tokenizer, chain_panel
 
@@ -106,3 +107,18 @@ def test_a_restored_loader_goes_on_with_the_next_batch(encoded, stop):
 
 def test_few_careers_still_make_a_step(encoded):
     assert len(TrainingBatches(encoded, 1000, 10, "all", 1)) == 3
+
+
+def test_titles_that_are_not_to_be_predicted_have_no_loss_and_are_not_counted(encoded):
+    titles = {tuple(encoded.ids_T[encoded.prompt_ends[0] : encoded.title_ends[0]].tolist())}
+    kept = CAREERS.table["occupation"] == CAREERS.table["occupation"][0]
+    some = encoded.with_targets(titles)
+    batches = list(ValidationBatches(some, 5))
+    assert sum(int(batch["records"]) for batch in batches) == kept.sum() == len(some.prompt_ends)
+    labelled = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+    assert labelled == kept.sum() * len(next(iter(titles)))
+    counts = (
+        CAREERS.table.with_columns(kept=kept).group_by("person_id", maintain_order=True).agg(pl.col("kept").sum())
+    )
+    assert np.diff(some.record_starts).tolist() == counts["kept"].to_list()
+    assert encoded.with_targets(set()).record_starts[-1] == 0

@@ -20,6 +20,7 @@ from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.prompts import InContextPrompt, TitlesPrompt
 from labor_llm.language.scoring import ExactScoring, PrunedScoring, RealizedScoring
 from labor_llm.models.bag_of_jobs import BagOfJobs
+from labor_llm.models.base import Workspace
 from labor_llm.models.career import Career
 from labor_llm.models.embedding import Embedding
 from labor_llm.models.empirical import Empirical
@@ -29,6 +30,7 @@ from labor_llm.models.nemo import Nemo
 from labor_llm.models.oracle import Oracle
 from labor_llm.predictions import Predictions, choice_indices
 from labor_llm.templates import Tokens
+from labor_llm.tracking import NoTracker
 
 SHELF = TemporaryDirectory()
 
@@ -204,3 +206,18 @@ def test_realised_occupations_alone_have_the_same_raw_probability(trained):
     assert part.estimate("perplexity").value is None
     assert part.estimate("top1").value is None
     assert "before normalisation" in str(part)
+
+
+def test_validation_counts_what_the_evaluation_counts():
+    """Occupations outside the choice set count in neither."""
+
+    class Last(NoTracker):
+        def log(self, metrics, step):
+            self.monitored = metrics.get("valid/perplexity_raw", getattr(self, "monitored", None))
+
+    choices, tracker = CHOICES[1:], Last()
+    train = replace(TRAIN, table=TRAIN.table.filter(pl.col("occupation") != CHOICES[0]))
+    model = language(max_epochs=1).fit(train, VALID, choices, Workspace(tracker=tracker))
+    evaluated = evaluate(Predictions.of(VALID, choices, model.predict(VALID)))
+    assert (VALID.table["occupation"] == CHOICES[0]).any()
+    assert tracker.monitored == pytest.approx(evaluated.estimate("perplexity_raw").value, rel=1e-4)

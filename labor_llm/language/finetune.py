@@ -82,7 +82,8 @@ class FineTuning(Training):
         return loss
 
     def validation_step(self, batch: CareerBatch, batch_idx: int) -> None:
-        self.valid_nll.update(self._nll(batch) / batch["records"], weight=batch["records"])
+        self.valid_nll.update(self._nll(batch))
+        self.valid_records.update(batch["records"])
 
     def on_predict_start(self) -> None:
         """Lay the trie out on the model's device, and check the scores of two careers the plain way."""

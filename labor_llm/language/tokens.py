@@ -8,8 +8,8 @@ tokenizing a panel is looking ids up. Shapes: P persons, N records, T tokens of 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -67,6 +67,17 @@ class EncodedCareers:
         steps[self.prompt_ends] += 1
         steps[self.title_ends] -= 1
         return np.cumsum(steps[:-1]).astype(bool)
+
+    def with_targets(self, titles: Collection[Ids]) -> "EncodedCareers":
+        """The same careers, of whose records only those with one of these titles are to be predicted."""
+        spans = zip(self.prompt_ends.tolist(), self.title_ends.tolist(), strict=True)
+        kept_N = np.array([tuple(self.ids_T[start:end].tolist()) in titles for start, end in spans], dtype=bool)
+        return replace(
+            self,
+            record_starts=np.append(0, np.cumsum(kept_N))[self.record_starts],
+            prompt_ends=self.prompt_ends[kept_N],
+            title_ends=self.title_ends[kept_N],
+        )
 
 
 class CareerEncoder:

@@ -99,7 +99,8 @@ class LanguageModel(OccupationModel):
             sum(p.numel() for p in model.parameters()) / 1e6,
             settings.resolved_precision,
         )
-        held_out = ValidationBatches(validation, settings.micro_batch_size, settings.layout)
+        titles = {self._encoder.titles[code] for code in self.choice_set}  # others count in no perplexity
+        held_out = ValidationBatches(validation.with_targets(titles), settings.micro_batch_size, settings.layout)
         fine_tune(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
     def _start(self, train: Careers) -> PreTrainedModel:

@@ -49,7 +49,8 @@ class CodeTraining(Training):
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         nll, records = self._mean_nll(batch)
-        self.valid_nll.update(nll, weight=records)
+        self.valid_nll.update(nll * records)
+        self.valid_records.update(records)
 
     def predict_step(self, batch: CodeBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The records' rows in the table and their log-probabilities (T, J)."""
