@@ -214,26 +214,33 @@ class Forest:
         """What each node reads, shape (1, N, H, D), from queries (1, H, N, D) and its own key (1, K, N, D)."""
         count, heads, width = query.shape[2], key.shape[1], query.shape[3]
         query, key = query.to(value.dtype), key.to(value.dtype)  # as in packed_attention
-        path_NA2KD = self._paths(layer, key[0].transpose(0, 1), value[0].transpose(0, 1)).float()
-        grouped = query[0].transpose(0, 1).reshape(count, 1, heads, -1, width).float()
-        to_path = (grouped * path_NA2KD[:, :, 0, :, None]).sum(-1) * scale
+        keys, values = self._keep(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
         past, past_norm = self._read_past(layer, query, scale, window)
-        past_norm = past_norm.view(count, 1, heads, -1)
-        shares = torch.cat([past_norm, to_path], dim=1).softmax(1)[..., None]
-        of_path = (shares[:, 1:] * path_NA2KD[:, :, 1, :, None]).sum(1)
-        read = torch.addcmul(of_path, past.view_as(of_path).float(), shares[:, 0])
+        grouped = query[0].transpose(0, 1).reshape(count, heads, -1, width).float().contiguous()
+        path_AN = self.path_NA.T.contiguous()
+        logs = grouped.new_empty(len(path_AN) + 1, *grouped.shape[:3])
+        logs[0] = past_norm.view_as(logs[0])
+        products = torch.empty_like(grouped)
+        for depth, nodes_N in enumerate(path_AN):  # one ancestor of every node at a time: it stays in the cache
+            torch.mul(grouped, keys[nodes_N][:, :, None].float(), out=products)
+            torch.sum(products, -1, out=logs[depth + 1])
+        logs[1:] *= scale
+        shares = logs.softmax(0)[..., None]
+        read = past.view_as(grouped).float() * shares[0]
+        for depth, nodes_N in enumerate(path_AN):
+            read.addcmul_(values[nodes_N][:, :, None].float(), shares[depth + 1])
         return read.reshape(1, count, -1, width).to(value.dtype)
 
-    def _paths(self, layer: int, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
-        """Keys and values of every node's ancestors and its own, (N, A + 1, 2, K, D); its own are kept."""
+    def _keep(self, layer: int, key_NKD: Tensor, value_NKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the nodes' own keys and values; returns those of all nodes so far, (M, K, D) each."""
         needed, kept = self.size + len(key_NKD), self._kept.get(layer)
-        if kept is None or len(kept) < needed:
-            grown = key_NKD.new_empty(max(2 * self.size, needed), 2, *key_NKD.shape[1:])
+        if kept is None or kept.shape[1] < needed:
+            grown = key_NKD.new_empty(2, max(2 * self.size, needed), *key_NKD.shape[1:])
             if kept is not None:
-                grown[: self.size] = kept[: self.size]
+                grown[:, : self.size] = kept[:, : self.size]
             self._kept[layer] = kept = grown
-        kept[self.size : needed, 0], kept[self.size : needed, 1] = key_NKD, value_NKD
-        return kept[self.path_NA]
+        kept[0, self.size : needed], kept[1, self.size : needed] = key_NKD, value_NKD
+        return kept[0], kept[1]
 
     def _read_past(self, layer: int, query: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """What the nodes read of their careers, (N, H, D), and the log of what the softmax divides by, (N, H)."""
