@@ -14,3 +14,11 @@ def dropped(values: Tensor, share: float, training: bool) -> Tensor:
     chances = numbers.view(torch.int16)[: values.numel()].view(values.shape)
     kept = (chances >= round(share * 2**16) - 2**15).to(values.dtype)
     return values * kept.mul_(1 / (1 - share))
+
+
+class Dropout(nn.Dropout):
+    """The same as a module, whose share ``p`` may change while a network is trained."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The values, some of them zero while training."""
+        return dropped(values, self.p, self.training)

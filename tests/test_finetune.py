@@ -1,6 +1,7 @@
 """Fine-tuning: gradients, resume after interruption, what is saved."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ class PowerCut(Callback):
 QUICK = {"patience": 5}
 CUTS = [
     ("on_train_batch_end", 4, QUICK),
-    ("on_train_batch_end", 11, QUICK),
+    ("on_train_batch_end", 11, QUICK | {"dropout_until": 0.5}),
     ("on_validation_start", 2, QUICK),
     ("on_validation_end", 1, {"patience": 1}),
     ("on_train_batch_end", 8, {"patience": 9, "validate_every": 0.5, "micro_batch_size": 3}),
@@ -161,6 +162,18 @@ def test_an_interrupted_fit_ends_with_the_same_weights(hook, times, settings, gp
     resumed = weights(model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path)))
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.parametrize("until", [0.0, 0.5, 1.0])
+def test_dropout_ends_with_its_share_of_the_steps(until):
+    def weights(dropout: float, until: float) -> torch.Tensor:
+        model = language(max_epochs=2)
+        model.backbone = replace(model.backbone, dropout=dropout)
+        model.trainer = replace(model.trainer, dropout_until=until)
+        return model.fit(TRAIN, VALID, CHOICES)._module.model.get_input_embeddings().weight
+
+    assert torch.equal(weights(0.5, until), weights(0.0, 1.0)) == (until == 0.0)
+    assert torch.equal(weights(0.5, until), weights(0.5, 1.0)) == (until == 1.0)
 
 
 def test_diverged_training_is_an_error_and_nothing_is_saved(gpt2_folder):

@@ -27,12 +27,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from labor_llm.dropout import dropped
+from labor_llm.dropout import Dropout
 from labor_llm.errors import ConfigError
 from labor_llm.language.phrases import with_phrases
 
 SETTINGS = ConfigDict(extra="forbid")
 BOS, PAD = "<|begin|>", "<|pad|>"
+FIRST_ADDED = 0.1
+"""Share of its usual weights with which a layer from scratch begins to write."""
 
 
 class Backbone(ABC):
@@ -119,18 +121,20 @@ class ScratchBackbone(Backbone):
             num_key_value_heads=self.heads,
             max_position_embeddings=self.context,
             tie_word_embeddings=True,
+            initializer_range=(2 * self.width) ** -0.5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=None,
             pad_token_id=tokenizer.pad_token_id,
         )
-        model = LlamaForCausalLM(config).to(dtype)
-        if self.dropout:  # Llama has none of its own
-            added = (
-                part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)
-            )
-            for part in (model.model.embed_tokens, *added):
-                part.register_forward_hook(lambda part, _, output: dropped(output, self.dropout, part.training))
-        return model
+        model = LlamaForCausalLM(config)
+        added = [part for layer in model.model.layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+        with torch.no_grad():
+            for part in added:  # so that a token is not drowned in what random layers add to it
+                part.weight.mul_(FIRST_ADDED)
+        for part in (model.model.embed_tokens, *added) if self.dropout else ():  # Llama has none of its own
+            part.add_module("dropout", Dropout(self.dropout))
+            part.register_forward_hook(lambda part, _, output: part.dropout(output))
+        return model.to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

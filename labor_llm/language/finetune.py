@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
@@ -55,6 +55,8 @@ class TrainerSettings(LoopSettings):
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the learning rate rises."""
     clip_norm: float = Field(default=1.0, gt=0)
+    dropout_until: float = Field(default=1.0, ge=0, le=1)
+    """Share of all steps after which there is no dropout."""
     gradient_checkpointing: bool = False
     """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
     compile: bool = False
@@ -75,6 +77,14 @@ class FineTuning(Training):
     def __init__(self, model: PreTrainedModel, settings: TrainerSettings, total_steps: int, seed: int) -> None:
         super().__init__(model, seed)
         self.settings, self.total_steps = settings, total_steps
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """No dropout in the last steps, in which a model learns how sure it may be without."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.global_step >= self.settings.dropout_until * self.total_steps:
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
 
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
         loss = self._nll(batch) / batch["step_tokens"] * self.trainer.accumulate_grad_batches

@@ -32,7 +32,7 @@ def choice_log_probs(logits_NK: Tensor, before_N: Tensor, choices: int) -> Tenso
     moves_NJ = logits_NK[:, :choices].clone()
     moves_NJ[rows, before] = float("-inf")
     log_probs_NJ = moves_NJ.log_softmax(-1)
-    log_probs_NJ[rows] += logsigmoid(-stay)[:, None]
+    log_probs_NJ += torch.zeros_like(logits_NK[:, 0]).index_copy_(0, rows, logsigmoid(-stay))[:, None]
     log_probs_NJ[rows, before] = logsigmoid(stay)
     return log_probs_NJ
 

@@ -19,7 +19,7 @@ from labor_llm.training import LoopSettings, Training, lightning_trainer
 
 BETAS = (0.9, 0.98)
 """Adam's, as in the reference code of CAREER."""
-SCORED_RECORDS = 4096
+SCORED_RECORDS = 8192
 """Records that are scored together."""
 
 
@@ -54,8 +54,7 @@ class CodeTraining(Training):
 
     def predict_step(self, batch: CodeBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The records' rows in the table and their log-probabilities (T, J)."""
-        log_probs_TJ = choice_log_probs(self._logits(batch).double(), batch["before_T"], self.choices)
-        return batch["rows_T"], log_probs_TJ.float()
+        return batch["rows_T"], choice_log_probs(self._logits(batch), batch["before_T"], self.choices)
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
