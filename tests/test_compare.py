@@ -370,3 +370,10 @@ def test_what_is_written_tells_of_no_person(outputs):
 def test_settings_that_cannot_be_are_named(outputs, setting, value, message):
     with pytest.raises(ConfigError, match=message):
         build(config(outputs, **{setting: value}), ["statistics"])
+
+
+def test_where_the_raw_file_lies_does_not_tell_runs_apart():
+    configs = [
+        {"dataset": {"name": "mine", "raw": raw}, "seed": seed} for raw, seed in (("a.csv", 0), ("b.csv", 1))
+    ]
+    assert differing_settings(configs) == {"seed": ["0", "1"]}

@@ -15,8 +15,8 @@ from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, is_complete, read
 
 logger = logging.getLogger(__name__)
 
-IRRELEVANT = {"name", "outputs", "tracker"}
-"""Sections of a config that do not tell two runs apart."""
+IRRELEVANT = {"name", "outputs", "tracker", "dataset.raw"}
+"""Sections and keys of a config that do not tell two runs apart."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]
         key = f"{above}{name}"
         if isinstance(child, Mapping):
             yield from _flat(child, f"{key}.")
-        elif key.partition(".")[0] not in IRRELEVANT:
+        elif IRRELEVANT.isdisjoint({key, key.partition(".")[0]}):
             yield key, "null" if child is None else str(child)
 
 

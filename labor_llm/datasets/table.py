@@ -110,11 +110,12 @@ class Table:
         given = {"survey"} if self.survey is not None else set()
         lacking = [name for name in REQUIRED if name not in fields.keys() | given]
         if lacking:
+            unused = next((name for name in names if name not in fields.values()), names[0])
             survey = "; or give dataset.survey=NAME" if "survey" in lacking else ""
             raise DataError(
                 f"{self.raw} has no column {' and no column '.join(map(repr, lacking))}. Its columns are "
                 f"{', '.join(names)}: say which is which with dataset.columns, for example "
-                f"dataset.columns.{lacking[-1]}={names[-1]}{survey}"
+                f"dataset.columns.{lacking[0]}={unused}{survey}"
             )
         return fields
 

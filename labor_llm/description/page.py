@@ -79,7 +79,7 @@ def _overview(description: Description, smallest: int) -> RenderableType:
         (f"records per person, that {smallest} persons or more reach", common[-1] if common else FEW),
         ("years", f"{years[0]} to {years[-1]}" if years else FEW),
         ("occupations and states", f"{summary['occupations']} and {summary['states']}"),
-        ("the same occupation as the record before", stays),
+        ("after the first record: occupation or state of the record before", stays),
         *((f"persons to {part}", parts.get(part, 0)) for part in ("train", "valid", "test")),
     ]
     return _table("Overview", ["", "value"], rows)
