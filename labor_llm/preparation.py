@@ -105,7 +105,8 @@ def _summary_lines(description: Description) -> list[str]:
         f"{description.dataset} ({description.source})",
         f"{summary['persons']:,} persons, {summary['records']:,} records, {first} to {last}, "
         f"{summary['occupations']} occupations and {summary['states']} states; "
-        f"after a person's first record, the occupation or state of the one before in {stays or 'none: nobody has two'}",
+        "after a person's first record, the occupation or state of the one before in "
+        f"{stays or 'none: nobody has two'}",
     ]
     sizes = {part: (persons, records) for part, records, persons in description.splits.iter_rows()}
     for part in ("train", "valid", "test"):
