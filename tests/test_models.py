@@ -97,7 +97,7 @@ def test_rows_are_distributions_over_the_choice_set(fitted):
 def test_a_prediction_sees_neither_its_own_record_nor_later_ones(fitted, year):
     up_to = (TEST.table["year"] <= year).to_numpy()
     before, after = fitted.log_probs(TEST), fitted.log_probs(changed_after(year - 1))
-    np.testing.assert_allclose(after[up_to], before[up_to], atol=1e-5)
+    np.testing.assert_allclose(after[up_to], before[up_to], atol=1e-5, rtol=1e-6)  # float32 of -49 nats
 
 
 def test_the_same_seed_gives_the_same_numbers(make, fitted):
