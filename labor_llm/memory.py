@@ -10,7 +10,7 @@ import platform
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3): free memory that is kept, and the size above which a block is the system's."""
 KEPT = 2**30
-LARGE = 2**26
+LARGE = 2**25  # the most that older versions of the library take
 
 
 def keep_freed_memory() -> bool:
@@ -18,4 +18,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
-    return bool(library.mallopt(MMAP_THRESHOLD, LARGE) and library.mallopt(TRIM_THRESHOLD, KEPT))
+    return all([library.mallopt(TRIM_THRESHOLD, KEPT), library.mallopt(MMAP_THRESHOLD, LARGE)])

@@ -15,8 +15,10 @@ from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, is_complete, read
 
 logger = logging.getLogger(__name__)
 
-IRRELEVANT = {"name", "outputs", "tracker", "dataset.raw"}
-"""Sections and keys of a config that do not tell two runs apart."""
+IRRELEVANT = {"name", "outputs", "tracker"}
+"""Sections of a config that do not tell two runs apart."""
+UNNAMED = {"dataset.raw", "model.dataset.raw"}
+"""Keys that tell runs apart, and that are no part of their names: where a file lies is private."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[s
     """
     flat = [dict(_flat(config)) for config in configs]
     columns = {key: [config.get(key, "null") for config in flat] for config in flat for key in config}
-    differing = {key: values for key, values in columns.items() if len(set(values)) > 1}
+    differing = {key: values for key, values in columns.items() if len(set(values)) > 1 and key not in UNNAMED}
 
     def is_told_by(key: str, other: str) -> bool:
         if key.endswith(f".{other}"):
@@ -121,7 +123,7 @@ def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]
         key = f"{above}{name}"
         if isinstance(child, Mapping):
             yield from _flat(child, f"{key}.")
-        elif IRRELEVANT.isdisjoint({key, key.partition(".")[0]}):
+        elif key.partition(".")[0] not in IRRELEVANT:
             yield key, "null" if child is None else str(child)
 
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -15,6 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -72,7 +74,7 @@ class ScratchBackbone(Backbone):
     width: int = Field(ge=8)
     heads: int = Field(ge=1)
     feed_forward: int = Field(ge=8)
-    vocabulary: int = Field(ge=300)
+    vocabulary: int = Field(ge=300, le=100_000)
     """Tokens of single words and of parts of words."""
     phrases: int = Field(default=0, ge=0)
     """More tokens, of several words up to a whole line: shorter careers, and titles share less."""
@@ -133,8 +135,14 @@ class ScratchBackbone(Backbone):
                 part.weight.mul_(FIRST_ADDED)
         for part in (model.model.embed_tokens, *added) if self.dropout else ():  # Llama has none of its own
             part.add_module("dropout", Dropout(self.dropout))
-            part.register_forward_hook(lambda part, _, output: part.dropout(output))
+            part.register_forward_hook(_dropped_output)
         return model.to(dtype)
+
+
+def _dropped_output(part: Any, _: Any, output: Tensor) -> Tensor:
+    """A hook: what a layer gives, through its dropout."""
+    dropped: Tensor = part.dropout(output)
+    return dropped
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

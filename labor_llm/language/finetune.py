@@ -56,7 +56,7 @@ class TrainerSettings(LoopSettings):
     """Share of all steps in which the learning rate rises."""
     clip_norm: float = Field(default=1.0, gt=0)
     dropout_until: float = Field(default=1.0, ge=0, le=1)
-    """Share of all steps after which there is no dropout."""
+    """Share of all steps after which ``nn.Dropout`` drops nothing; patience may end training before."""
     gradient_checkpointing: bool = False
     """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
     compile: bool = False

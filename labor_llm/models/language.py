@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from transformers import AutoTokenizer, PreTrainedModel
 
 from labor_llm.careers import Careers
-from labor_llm.errors import ConfigError, RunError
+from labor_llm.errors import ConfigError, DataError, RunError
 from labor_llm.language.adapters import Adapter
 from labor_llm.language.backbones import Backbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
@@ -100,7 +100,12 @@ class LanguageModel(OccupationModel):
             settings.resolved_precision,
         )
         titles = {self._encoder.titles[code] for code in self.choice_set}  # others count in no perplexity
-        held_out = ValidationBatches(validation.with_targets(titles), settings.micro_batch_size, settings.layout)
+        validation = validation.with_targets(titles)
+        if not len(validation.prompt_ends):
+            raise DataError(
+                "no record of the validation persons has an occupation of the choice set: nothing to validate on"
+            )
+        held_out = ValidationBatches(validation, settings.micro_batch_size, settings.layout)
         fine_tune(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
     def _start(self, train: Careers) -> PreTrainedModel:
