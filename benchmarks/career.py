@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from benchmarks.career_plain import PlainTransformer, plain_optimizer
 from benchmarks.machine import ROOT, default_result, peak_rss_gib, versions, write_result
 from benchmarks.panel import generated_panel, process_perplexity
-from labor_llm.memory import keep_freed_memory
 from labor_llm.models.base import choice_set
 from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches
 from labor_llm.sequences.codes import CodeBook, CodedCareers
@@ -190,7 +189,6 @@ def summary(rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 def benchmark(toy: bool, rounds: int) -> dict[str, Any]:
     """All systems in turn, each round from other weights."""
-    keep_freed_memory()  # as every training of labor-llm does; the plain network gains by it too
     size = TOY if toy else REAL
     material = Material.of(size)
     results: dict[str, Any] = {}

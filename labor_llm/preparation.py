@@ -87,6 +87,9 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
         f"  left out: {sizes['records']:,} records of {sizes['persons']:,} persons: {reason}"
         for reason, sizes in report["dropped"].items()
     ]
+    found, carried = report["codes"]["found"], report["codes"]["carried"]
+    if found:
+        lines.append(f"  carried over: {carried:,} of {found:,} occupation codes ({100 * carried / found:.1f}%)")
     unmapped = report["unmapped"]
     frequent = [code for code in unmapped if code["persons"] >= FEWEST][:SHOWN]
     for code in frequent:

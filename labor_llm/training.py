@@ -19,7 +19,6 @@ from torchmetrics import SumMetric
 from transformers.utils import logging as transformers_logging
 
 from labor_llm.errors import RunError
-from labor_llm.memory import keep_freed_memory
 from labor_llm.tracking import Tracker
 
 
@@ -182,7 +181,6 @@ def train_to_best(
 
 def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) -> L.Trainer:
     """A Trainer on one device, quiet but for its progress bar and its warnings."""
-    keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec", module="pytorch_lightning")  # its own use of torch
     transformers_logging.disable_progress_bar()

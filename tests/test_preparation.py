@@ -40,6 +40,7 @@ def test_prepare_says_and_writes_what_became_of_the_records(config, tmp_path, ca
     caplog.set_level(logging.INFO)
     prepare(config("prepare"))
     assert "40 persons, 120 person-years in the source" in caplog.messages
+    assert "  carried over: 40 of 80 occupation codes (50.0%)" in caplog.messages
     assert "    census2010 9990 (Uncodeable): 40 records" in caplog.messages
     assert any("80 records, 2001 to 2002, 1 occupations and 1 states" in line for line in caplog.messages)
     record = json.loads((tmp_path / "out/table/prepare.json").read_text())

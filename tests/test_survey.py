@@ -35,6 +35,7 @@ def test_a_state_counts_before_the_code_of_the_last_job():
     )
     assert careers.table["occupation"].to_list() == ["095", "unemployed", "095", "in_school", "military", "095"]
     assert report.dropped == {}
+    assert report.codes == {"found": 4, "carried": 4}, "the last job of who is unemployed does not count"
 
 
 def test_every_record_that_is_left_out_is_counted_with_its_reason():
@@ -58,6 +59,7 @@ def test_every_record_that_is_left_out_is_counted_with_its_reason():
         ("census1970", "995", "Did not work, or not reported", 2, 2),
         ("census1970", "999999", None, 1, 1),
     ]
+    assert report.codes == {"found": 4, "carried": 1}
     assert report.steps == {
         "person-years in the source": {"persons": 3, "records": 6},
         "records with an occupation or a state": {"persons": 1, "records": 1},

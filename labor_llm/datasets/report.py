@@ -16,6 +16,8 @@ class Report:
         self.dropped: dict[str, dict[str, int]] = {}
         """Reason -> persons and records that were left out for it; a person may be in several."""
         self.notes: list[str] = []
+        self.codes = {"found": 0, "carried": 0}
+        """Records with an occupation code of a survey, and those whose code was carried over to the taxonomy."""
         self._unmapped = [pl.DataFrame(schema=UNMAPPED)]
 
     def count(self, step: str, table: pl.DataFrame) -> None:
@@ -32,9 +34,14 @@ class Report:
         if text not in self.notes:
             self.notes.append(text)
 
-    def unmapped_codes(self, records: pl.DataFrame) -> None:
-        """Records with an occupation code that was not carried over: person_id, scheme, code, title."""
-        counted = records.group_by("scheme", "code", "title").agg(
+    def carry(self, coded: pl.DataFrame, unmapped: pl.DataFrame) -> None:
+        """Records with an occupation code, and those of them with one that was not carried over.
+
+        The latter have the columns person_id, scheme, code and title.
+        """
+        self.codes["found"] += coded.height
+        self.codes["carried"] += coded.height - unmapped.height
+        counted = unmapped.group_by("scheme", "code", "title").agg(
             records=pl.len().cast(pl.Int64), persons=pl.col("person_id").n_unique().cast(pl.Int64)
         )
         self._unmapped.append(counted.select(list(UNMAPPED)))
@@ -50,6 +57,7 @@ class Report:
         return {
             "steps": self.steps,
             "dropped": self.dropped,
+            "codes": self.codes,
             "unmapped": self.unmapped.to_dicts(),
             "notes": self.notes,
         }

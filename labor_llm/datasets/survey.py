@@ -52,7 +52,8 @@ def careers_of(
     report.drop("neither a job nor a state is known", lost.filter(uncoded & ~at_work))
     report.drop("at work, occupation not known", lost.filter(uncoded & at_work))
     report.drop(f"the occupation code has no counterpart in {known.name}", lost.filter(~uncoded))
-    report.unmapped_codes(lost.filter(~uncoded))
+    by_code = records.filter(pl.col("code").is_not_null() & ~pl.col("status").is_in(STATES).fill_null(False))
+    report.carry(by_code, lost.filter(~uncoded))
     kept = records.filter(pl.col("occupation").is_not_null())
     report.count("records with an occupation or a state", kept)
     columns = [name for name in COLUMNS if name in kept.columns]

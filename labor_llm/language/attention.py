@@ -22,12 +22,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from labor_llm.errors import RunError
+from labor_llm.language.blocks import block_attention
 
 ADVICE = "Use another architecture: Llama, Qwen, Mistral, Gemma 1 or 3, GPT-2 or GPT-NeoX."
 PACKED, TREE = "labor_llm_packed", "labor_llm_tree"
 
-BLOCK_TOKENS = 96
-"""Tokens of a career that read together on a CPU."""
 BLOCK_ROWS = 64
 """Nodes below which several records share one call on a CPU, at the price of a mask."""
 
@@ -62,18 +61,16 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each career of a single row, (1, T, H, D); ``career_starts`` includes the end T."""
     _refuse(module, softcap, s_aux)
-    lengths = [end - start for start, end in pairwise(career_starts)]
-    # Under autocast, norms may have left float32; and a CPU is not faster at attention in bfloat16.
-    dtype = torch.float32 if value.device.type == "cpu" else value.dtype
-    groups = query.shape[1] // key.shape[1]
-    parts = query.to(dtype), _repeated(key.to(dtype), groups), _repeated(value.to(dtype), groups)
-    in_blocks = value.device.type == "cpu" and not dropout and sliding_window is None
+    dtype, groups = value.dtype, query.shape[1] // key.shape[1]  # under autocast, norms may have left float32
+    query, key, value = query.to(dtype), _repeated(key.to(dtype), groups), _repeated(value, groups)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(value.device.type, enabled=False):
+        if value.device.type == "cpu" and not dropout and sliding_window is None:
+            q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+            return block_attention(q, k, v, scale, career_starts)[None], None
+        lengths = [end - start for start, end in pairwise(career_starts)]
         read = [
-            _BlockAttention.apply(q, k, v, scale)
-            if in_blocks
-            else scaled_dot_product_attention(
+            scaled_dot_product_attention(
                 q,
                 k,
                 v,
@@ -82,51 +79,14 @@ def packed_attention(
                 is_causal=sliding_window is None or q.shape[2] <= sliding_window,
                 scale=scale,
             )
-            for q, k, v in zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
+            for q, k, v in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
         ]
-    return torch.cat(read, dim=2).transpose(1, 2).to(value.dtype), None
+    return torch.cat(read, dim=2).transpose(1, 2), None
 
 
 def _repeated(heads: Tensor, groups: int) -> Tensor:
     """Every key-value head once for each of its query heads."""
     return heads if groups == 1 else heads.repeat_interleave(groups, dim=1)
-
-
-class _BlockAttention(torch.autograd.Function):
-    """Causal attention of one career on a CPU, (1, H, L, D), some tokens at a time, each block up to its own end.
-
-    A block's scores stay in the cache, which PyTorch's kernel for CPUs makes less of on careers of a few hundred
-    tokens, backward above all. Like eager attention it keeps the shares for the gradients.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        query_HLD, key_HLD, value_HLD = query[0] * scale, key[0], value[0]
-        read_HLD, shares = torch.empty_like(query_HLD), []
-        future = torch.full((BLOCK_TOKENS, BLOCK_TOKENS), float("-inf"), dtype=query.dtype).triu(1)
-        for start in range(0, query.shape[2], BLOCK_TOKENS):
-            end = min(start + BLOCK_TOKENS, query.shape[2])
-            scores = torch.bmm(query_HLD[:, start:end], key_HLD[:, :end].transpose(1, 2))
-            scores[:, :, start:] += future[: end - start, : end - start]
-            shares.append(scores.softmax(-1))
-            read_HLD[:, start:end] = torch.bmm(shares[-1], value_HLD[:, :end])
-        ctx.scale = scale
-        ctx.save_for_backward(query_HLD, key_HLD, value_HLD, *shares)
-        return read_HLD[None]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        query, key, value, *shares = ctx.saved_tensors
-        (gradient,) = gradients[0]
-        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block, share in enumerate(shares):
-            rows = slice(block * BLOCK_TOKENS, block * BLOCK_TOKENS + share.shape[1])
-            to_value[:, : rows.stop] += torch.bmm(share.transpose(1, 2), gradient[:, rows])
-            to_share = torch.bmm(gradient[:, rows], value[:, : rows.stop].transpose(1, 2))
-            to_scores = share * (to_share - (share * to_share).sum(-1, keepdim=True))
-            to_query[:, rows] = torch.bmm(to_scores, key[:, : rows.stop])
-            to_key[:, : rows.stop] += torch.bmm(to_scores.transpose(1, 2), query[:, rows])
-        return to_query.mul_(ctx.scale)[None], to_key[None], to_value[None], None
 
 
 def _window_mask(length: int, window: int | None, like: Tensor) -> Tensor | None:

@@ -43,13 +43,14 @@ class CodeTraining(Training):
         self.choices, self.settings = choices, settings
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        loss, _ = self._mean_nll(batch)
+        nll, records = self._nll(batch)
+        loss = nll / records.clamp(min=1)
         self.log_loss(loss)
         return loss
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
-        nll, records = self._mean_nll(batch)
-        self.valid_nll.update(nll * records)
+        nll, records = self._nll(batch)
+        self.valid_nll.update(nll)
         self.valid_records.update(records)
 
     def predict_step(self, batch: CodeBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -75,11 +76,11 @@ class CodeTraining(Training):
         logits_TK: Tensor = self.model(batch).float().clamp(-LIMIT, LIMIT)
         return logits_TK
 
-    def _mean_nll(self, batch: CodeBatch) -> tuple[Tensor, Tensor]:
-        """Minus the mean log-probability of what was realised, in nats, and over how many records."""
+    def _nll(self, batch: CodeBatch) -> tuple[Tensor, Tensor]:
+        """Minus the log-probability of what was realised, summed, in nats, and over how many records."""
         records = (batch["targets_T"] >= 0).sum()
         nll = choice_nll(self._logits(batch), batch["before_T"], batch["targets_T"], self.choices)
-        return nll / records.clamp(min=1), records
+        return nll, records
 
 
 def score(module: CodeTraining, coded: CodedCareers, progress: bool) -> NDArray[np.float32]:

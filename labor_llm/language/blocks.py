@@ -1,0 +1,96 @@
+"""Causal attention of careers laid end to end in one row, on a CPU: some tokens of all careers at a time.
+
+PyTorch's kernel for CPUs reads one career at a time and makes little use of the cache on a few hundred tokens,
+backward above all. Here the careers stand in a grid from the longest to the shortest, so that those that reach as
+far as a block are its first rows, and a block of all of them is one matrix product.
+
+Legend: T tokens of all careers, C careers, H heads, L tokens of the longest career, D numbers of a head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Tokens of a career that read together: enough for a product, and few beyond the end of a career."""
+
+
+def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, starts: Sequence[int]) -> Tensor:
+    """What each token reads of its own career up to itself, from and to (T, H, D); ``starts`` end with T."""
+    read: Tensor = _BlockAttention.apply(query, key, value, scale, _grid(tuple(starts), query.shape[1]))
+    return read
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A row per career and head, the longest careers first, (C H, L)."""
+
+    slots_TH: Tensor
+    rows: int
+    length: int
+    blocks: list[tuple[slice, slice]]
+    """The places of each block, and the rows that reach so far."""
+
+    def spread(self, values_THD: Tensor) -> Tensor:
+        """The grid, (C H, L, D), zero where a career has ended."""
+        flat = values_THD.reshape(-1, values_THD.shape[-1])
+        grid = flat.new_zeros(self.rows * self.length, flat.shape[1])
+        return grid.index_copy_(0, self.slots_TH.flatten(), flat).view(self.rows, self.length, -1)
+
+    def collected(self, grid: Tensor) -> Tensor:
+        """The tokens end to end again, (T, H, D)."""
+        flat = grid.reshape(self.rows * self.length, -1).index_select(0, self.slots_TH.flatten())
+        return flat.view(*self.slots_TH.shape, -1)
+
+
+@lru_cache(maxsize=1)  # the layers of a network ask for the same grid, forward and backward
+def _grid(starts: tuple[int, ...], heads: int) -> _Grid:
+    lengths_C = torch.tensor(starts).diff()
+    ranks_C = lengths_C.argsort(descending=True).argsort()
+    length, rows = int(lengths_C.max()), len(lengths_C) * heads
+    places_T = torch.arange(starts[-1]) - torch.tensor(starts[:-1]).repeat_interleave(lengths_C)
+    rows_TH = ranks_C.repeat_interleave(lengths_C)[:, None] * heads + torch.arange(heads)
+    blocks = [
+        (slice(first, min(first + BLOCK, length)), slice(int((lengths_C > first).sum()) * heads))
+        for first in range(0, length, BLOCK)
+    ]
+    return _Grid(rows_TH * length + places_T[:, None], rows, length, blocks)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Like eager attention it keeps the shares that tokens have in each other for the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, grid: _Grid) -> Tensor:
+        query, key, value = grid.spread(query * scale), grid.spread(key), grid.spread(value)
+        read, shares = torch.empty_like(query), []
+        future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=query.dtype).triu(1)
+        for places, rows in grid.blocks:
+            scores = torch.bmm(query[rows, places], key[rows, : places.stop].transpose(1, 2))
+            own = scores[:, :, places.start :]
+            own += future[: own.shape[1], : own.shape[2]]
+            shares.append(scores.softmax(-1))
+            torch.bmm(shares[-1], value[rows, : places.stop], out=read[rows, places])
+        ctx.scale, ctx.grid = scale, grid
+        ctx.save_for_backward(query, key, value, *shares)
+        return grid.collected(read)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        query, key, value, *shares = ctx.saved_tensors
+        grid: _Grid = ctx.grid
+        gradient = grid.spread(gradients[0])
+        to_query, to_key, to_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (places, rows), share in zip(grid.blocks, shares, strict=True):
+            seen = rows, slice(places.stop)
+            to_value[seen].baddbmm_(share.transpose(1, 2), gradient[rows, places])
+            to_share = torch.bmm(gradient[rows, places], value[seen].transpose(1, 2))
+            to_scores = torch.ops.aten._softmax_backward_data(to_share, share, -1, share.dtype)
+            torch.bmm(to_scores, key[seen], out=to_query[rows, places])
+            to_key[seen].baddbmm_(to_scores.transpose(1, 2), query[rows, places])
+        to_query.mul_(ctx.scale)
+        return *(grid.collected(each) for each in (to_query, to_key, to_value)), None, None
