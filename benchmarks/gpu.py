@@ -35,7 +35,8 @@ from labor_llm.careers import Careers
 from labor_llm.language.adapters import FullFineTuning, Lora
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import ScoringBatches
-from labor_llm.language.scoring import LOGITS_PER_PASS, PackedCareers, TitleScorer
+from labor_llm.language.scoring import LOGITS_PER_PASS, PackedCareers
+from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.title_tokens import add_title_tokens
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers
 from labor_llm.language.trie import TitleTrie

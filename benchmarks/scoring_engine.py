@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from labor_llm.language.scoring import ExactScoring, PackedCareers, Scores, TitleScorer, tokens_per_pass
+from labor_llm.language.scoring import ExactScoring, PackedCareers, Scores, tokens_per_pass
+from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.trie import TitleTrie
 
 

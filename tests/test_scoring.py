@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from labor_llm.errors import RunError
 from labor_llm.language.attention import Block
 from labor_llm.language.checks import check_scores, plain_log_prob
-from labor_llm.language.scoring import PackedCareers, TitleScorer
+from labor_llm.language.scoring import PackedCareers
+from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.trie import NONE, TitleTrie
 
 END = 7
@@ -67,7 +68,7 @@ def test_records_share_a_call_or_not_with_the_same_scores(monkeypatch):
     model = small_model("llama")
     scores = []
     for rows in (1, 5, 1000):
-        monkeypatch.setattr("labor_llm.language.scoring.BLOCK_ROWS", rows)
+        monkeypatch.setattr("labor_llm.language.title_scorer.BLOCK_ROWS", rows)
         scores.append(TitleScorer(model, TRIE, 100).score(packed()).raw_QJ)
     for other in scores:
         close(other, plain(model))
@@ -114,7 +115,7 @@ def test_all_strings_of_a_tiny_vocabulary_sum_to_one():
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_a_sliding_window_is_kept_to(name, rows, monkeypatch):
-    monkeypatch.setattr("labor_llm.language.scoring.BLOCK_ROWS", rows)
+    monkeypatch.setattr("labor_llm.language.title_scorer.BLOCK_ROWS", rows)
     model = small_model(name)
     model.config.sliding_window = 6
     model = type(model)(model.config).eval()
@@ -146,9 +147,9 @@ def test_pruned_with_tolerance_zero_is_exact():
     torch.testing.assert_close(scores.raw_QJ, EXACT, atol=0, rtol=0)
 
 
-@given(st.floats(1e-12, 0.9))
-def test_what_pruning_leaves_out_is_certified(tolerance):
-    scores = TitleScorer(PEAKED, TRIE, 100, tolerance).score(packed(realised=REALISED))
+@given(st.floats(1e-12, 0.9), st.sampled_from([1, 4, 100]))
+def test_what_pruning_leaves_out_is_certified(tolerance, max_tokens):
+    scores = TitleScorer(PEAKED, TRIE, max_tokens, tolerance).score(packed(realised=REALISED))
     raw_QJ, unexpanded_Q = scores.raw_QJ.double(), scores.unexpanded_Q
     assert (unexpanded_Q <= tolerance).all()
     exact_Q = EXACT.double().exp().sum(1)

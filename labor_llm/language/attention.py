@@ -115,8 +115,8 @@ class Block:
     """Per node, where its record's prompt ends in the row of careers."""
     shared_end: int | None
     """That end where it is the same for all nodes."""
-    depth: int
-    """Tokens from the prompt to the nodes."""
+    depths_N: Tensor
+    """Tokens from the prompt to each node."""
     _views: dict[int | None, tuple[slice, Tensor | None]] = field(default_factory=dict)
 
     def view(self, window: int | None) -> tuple[slice, Tensor | None]:
@@ -127,21 +127,37 @@ class Block:
         if window not in self._views:
             first, last = self.start, self.shared_end or int(self.ends_N.max())
             if window is not None:
-                if self.depth >= window:
+                if int(self.depths_N.max()) >= window:
                     raise RunError(f"a title is longer than the {window} tokens that the model attends to")
-                earliest = self.shared_end or int(self.ends_N.min())
-                first = max(first, earliest + self.depth - window)
+                first = max(first, int((self.ends_N + self.depths_N).min()) - window)
             self._views[window] = slice(first, last), self._bias(first, last, window)
         return self._views[window]
 
     def _bias(self, first: int, last: int, window: int | None) -> Tensor | None:
-        if self.shared_end is not None:
+        if window is None and self.shared_end is not None:
             return None
         places_L = torch.arange(first, last, device=self.ends_N.device)
         hidden_NL = places_L >= self.ends_N[:, None]
         if window is not None:
-            hidden_NL |= places_L < self.ends_N[:, None] + self.depth - window
+            hidden_NL |= places_L < (self.ends_N + self.depths_N)[:, None] - window
         return torch.zeros(hidden_NL.shape, device=hidden_NL.device).masked_fill_(hidden_NL, float("-inf"))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The nodes of a pass in order of depth, and the way to each from the prompt, itself included."""
+
+    path_AN: Tensor
+    """Numbers in the forest, the first token's first."""
+    starts: Sequence[int]
+    """For each step of the way, the first node of the pass whose way is so long."""
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for start, path_N in zip(self.starts, self.path_AN, strict=True):
+            yield start, path_N[start:]
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
 class Forest:
@@ -152,17 +168,17 @@ class Forest:
         self.size = 0
         """Nodes kept so far."""
         self._kept: dict[int, Tensor] = {}
-        self.path_NA = torch.empty(0, 0, dtype=torch.long)
+        self.paths = Paths(torch.empty(0, 0, dtype=torch.long), ())
         self.blocks: list[Block] = []
+        self.order_N: Tensor | None = None
 
-    def enter(self, ancestors_NA: Tensor, blocks: list[Block]) -> None:
-        """Begin a pass over nodes, given the numbers of their ancestors, the first token's first."""
-        own = torch.arange(self.size, self.size + len(ancestors_NA), device=ancestors_NA.device)
-        self.path_NA, self.blocks = torch.cat([ancestors_NA, own[:, None]], dim=1), blocks
+    def enter(self, paths: Paths, blocks: list[Block], order_N: Tensor | None) -> None:
+        """Begin a pass over nodes; blocks are cut from its nodes in the given order, None for as they are."""
+        self.paths, self.blocks, self.order_N = paths, blocks, order_N
 
-    def leave(self) -> None:
-        """End the pass; its nodes have the next numbers."""
-        self.size += len(self.path_NA)
+    def leave(self, kept: bool) -> None:
+        """End the pass; its nodes have the next numbers if they are kept."""
+        self.size += self.paths.path_AN.shape[1] if kept else 0
 
     def fell(self) -> None:
         """Forget all nodes, and keep their memory for the next trees."""
@@ -177,18 +193,17 @@ class Forest:
         keys, values = self._keep(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
         past, past_norm = self._read_past(layer, query, scale, window)
         grouped = query[0].transpose(0, 1).reshape(count, heads, -1, width).float().contiguous()
-        path_AN = self.path_NA.T.contiguous()
-        logs = grouped.new_empty(len(path_AN) + 1, *grouped.shape[:3])
+        logs = grouped.new_full((len(self.paths) + 1, *grouped.shape[:3]), float("-inf"))
         logs[0] = past_norm.view_as(logs[0])
         products = torch.empty_like(grouped)
-        for depth, nodes_N in enumerate(path_AN):  # one ancestor of every node at a time: it stays in the cache
-            torch.mul(grouped, keys[nodes_N][:, :, None].float(), out=products)
-            torch.sum(products, -1, out=logs[depth + 1])
+        for depth, (start, path_N) in enumerate(self.paths, start=1):  # one step at a time stays in the cache
+            torch.mul(grouped[start:], keys.index_select(0, path_N)[:, :, None].float(), out=products[start:])
+            torch.sum(products[start:], -1, out=logs[depth, start:])
         logs[1:] *= scale
         shares = logs.softmax(0)[..., None]
         read = past.view_as(grouped).float() * shares[0]
-        for depth, nodes_N in enumerate(path_AN):
-            read.addcmul_(values[nodes_N][:, :, None].float(), shares[depth + 1])
+        for depth, (start, path_N) in enumerate(self.paths, start=1):
+            read[start:].addcmul_(values.index_select(0, path_N)[:, :, None].float(), shares[depth, start:])
         return read.reshape(1, count, -1, width).to(value.dtype)
 
     def _keep(self, layer: int, key_NKD: Tensor, value_NKD: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,6 +220,7 @@ class Forest:
     def _read_past(self, layer: int, query: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """What the nodes read of their careers, (N, H, D), and the log of what the softmax divides by, (N, H)."""
         keys, values = self.past.layers[layer].keys, self.past.layers[layer].values
+        query = query if self.order_N is None else query.index_select(2, self.order_N)
         reads, norms = [], []
         for block in self.blocks:
             seen, bias = block.view(window)
@@ -213,7 +229,11 @@ class Forest:
             )
             reads.append(read[0].transpose(0, 1))
             norms.append(norm[0].transpose(0, 1))
-        return torch.cat(reads), torch.cat(norms)
+        read, norm = torch.cat(reads), torch.cat(norms)
+        if self.order_N is None:
+            return read, norm
+        back_N = self.order_N.argsort()
+        return read.index_select(0, back_N), norm.index_select(0, back_N)
 
 
 def _attention_with_norm(

@@ -18,7 +18,8 @@ from labor_llm.errors import RunError
 from labor_llm.language.attention import ADVICE, PACKED, attending
 from labor_llm.language.batches import Layout, collate
 from labor_llm.language.loss import summed_nll
-from labor_llm.language.scoring import PackedCareers, TitleScorer
+from labor_llm.language.scoring import PackedCareers
+from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.tokens import EncodedCareers
 
 TOLERANCE, ROUGH_TOLERANCE = 1e-3, 0.25

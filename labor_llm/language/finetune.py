@@ -30,9 +30,9 @@ from labor_llm.language.scoring import (
     RealizedScoring,
     Scores,
     Scoring,
-    TitleScorer,
     tokens_per_pass,
 )
+from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
