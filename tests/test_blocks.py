@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from labor_llm.language.blocks import BLOCK, block_attention
+from labor_llm.language.blocks import BLOCK, MOST_SLOTS, _grid, _groups, block_attention
 
 SCALE = 0.3
 LENGTHS = {
     "short and long ones": [3, 2 * BLOCK + 5, 1, BLOCK, BLOCK + 1],
     "all alike": [BLOCK] * 3,
     "one token": [1],
+    "very different ones": [4, 5 * BLOCK, 1, 3, 3, 2, 1, 2],
+    "a long one": [16 * BLOCK],
 }
 
 
@@ -50,3 +52,14 @@ def test_reads_and_gradients_are_those_of_each_career_alone(
     for expected, found in zip(*results, strict=True):
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("lengths", [*LENGTHS.values(), [1024, *[50] * 61], [9] * 200])
+def test_memory_grows_with_the_tokens_however_different_careers_are(lengths: list[int]) -> None:
+    starts = (0, *torch.tensor(lengths).cumsum(0).tolist())
+    groups = _groups(starts)
+    assert sorted(torch.cat([tokens for tokens, _ in groups]).tolist()) == list(range(starts[-1]))
+    for tokens, its_starts in groups:
+        grid = _grid(its_starts, 1)
+        assert grid.rows * grid.length <= MOST_SLOTS * len(tokens)
+    assert len(groups) == 1 or len(set(lengths)) > 1

@@ -13,7 +13,7 @@ from labor_llm.errors import RunError
 from labor_llm.language.attention import Block
 from labor_llm.language.checks import check_scores, plain_log_prob
 from labor_llm.language.scoring import PackedCareers
-from labor_llm.language.title_scorer import TitleScorer
+from labor_llm.language.title_scorer import TitleScorer, _cut
 from labor_llm.language.trie import NONE, TitleTrie
 
 END = 7
@@ -55,7 +55,7 @@ def close(scores, expected):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("max_tokens", [1, 7, 10_000])
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 10_000])
 def test_tree_scores_equal_title_by_title_scores(architecture, attention, max_tokens):
     model = small_model(architecture, attention=attention)
     scores = TitleScorer(model, TRIE, max_tokens).score(packed())
@@ -72,6 +72,14 @@ def test_records_share_a_call_or_not_with_the_same_scores(monkeypatch):
         scores.append(TitleScorer(model, TRIE, 100).score(packed()).raw_QJ)
     for other in scores:
         close(other, plain(model))
+
+
+@pytest.mark.parametrize("most", [None, 1, 2])
+def test_nodes_of_a_record_are_cut_into_pieces_or_not(most):
+    records, counts = _cut(torch.tensor([3, 3, 3, 3, 3, 5, 7, 7]), most)
+    expected = {None: [(3, 5), (5, 1), (7, 2)], 2: [(3, 2), (3, 2), (3, 1), (5, 1), (7, 2)]}
+    expected[1] = [(3, 1)] * 5 + [(5, 1)] + [(7, 1)] * 2
+    assert list(zip(records, counts, strict=True)) == expected[most]
 
 
 def test_with_lora(architecture):
@@ -114,12 +122,13 @@ def test_all_strings_of_a_tiny_vocabulary_sum_to_one():
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
 @pytest.mark.parametrize("rows", [1, 1000])
-def test_a_sliding_window_is_kept_to(name, rows, monkeypatch):
+@pytest.mark.parametrize("max_tokens", [1, 3, 100])
+def test_a_sliding_window_is_kept_to(name, rows, max_tokens, monkeypatch):
     monkeypatch.setattr("labor_llm.language.title_scorer.BLOCK_ROWS", rows)
     model = small_model(name)
     model.config.sliding_window = 6
     model = type(model)(model.config).eval()
-    close(TitleScorer(model, TRIE, 100).score(packed()).raw_QJ, plain(model))
+    close(TitleScorer(model, TRIE, max_tokens).score(packed()).raw_QJ, plain(model))
 
 
 def test_a_title_longer_than_the_window_is_refused():

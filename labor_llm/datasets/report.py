@@ -17,7 +17,10 @@ class Report:
         """Reason -> persons and records that were left out for it; a person may be in several."""
         self.notes: list[str] = []
         self.codes = {"found": 0, "carried": 0}
-        """Records with an occupation code of a survey, and those whose code was carried over to the taxonomy."""
+        """Records with an occupation code of a survey, and those whose code was carried over to the taxonomy.
+
+        The code of the last job of someone in a state, such as unemployed, does not count.
+        """
         self._unmapped = [pl.DataFrame(schema=UNMAPPED)]
 
     def count(self, step: str, table: pl.DataFrame) -> None:

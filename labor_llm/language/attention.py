@@ -61,14 +61,17 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each career of a single row, (1, T, H, D); ``career_starts`` includes the end T."""
     _refuse(module, softcap, s_aux)
-    dtype, groups = value.dtype, query.shape[1] // key.shape[1]  # under autocast, norms may have left float32
-    query, key, value = query.to(dtype), _repeated(key.to(dtype), groups), _repeated(value, groups)
+    lengths = [end - start for start, end in pairwise(career_starts)]
+    on_cpu = value.device.type == "cpu"
+    in_blocks = on_cpu and not dropout and (sliding_window is None or max(lengths) <= sliding_window)
+    # Under autocast, norms may have left float32; and PyTorch's attention is no faster in bfloat16 on a CPU.
+    dtype, groups = torch.float32 if on_cpu and not in_blocks else value.dtype, query.shape[1] // key.shape[1]
+    parts = query.to(dtype), _repeated(key.to(dtype), groups), _repeated(value.to(dtype), groups)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(value.device.type, enabled=False):
-        if value.device.type == "cpu" and not dropout and sliding_window is None:
-            q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        if in_blocks:
+            q, k, v = (part[0].transpose(0, 1) for part in parts)
             return block_attention(q, k, v, scale, career_starts)[None], None
-        lengths = [end - start for start, end in pairwise(career_starts)]
         read = [
             scaled_dot_product_attention(
                 q,
@@ -79,9 +82,9 @@ def packed_attention(
                 is_causal=sliding_window is None or q.shape[2] <= sliding_window,
                 scale=scale,
             )
-            for q, k, v in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+            for q, k, v in zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
         ]
-    return torch.cat(read, dim=2).transpose(1, 2), None
+    return torch.cat(read, dim=2).transpose(1, 2).to(value.dtype), None
 
 
 def _repeated(heads: Tensor, groups: int) -> Tensor:
@@ -134,7 +137,8 @@ class Block:
         return self._views[window]
 
     def _bias(self, first: int, last: int, window: int | None) -> Tensor | None:
-        if window is None and self.shared_end is not None:
+        reach = 0 if window is None else int((self.ends_N + self.depths_N).max()) - window
+        if self.shared_end is not None and reach <= first:
             return None
         places_L = torch.arange(first, last, device=self.ends_N.device)
         hidden_NL = places_L >= self.ends_N[:, None]

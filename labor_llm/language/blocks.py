@@ -2,11 +2,12 @@
 
 PyTorch's kernel for CPUs reads one career at a time and makes little use of the cache on a few hundred tokens,
 backward above all. Here the careers stand in a grid from the longest to the shortest, so that those that reach as
-far as a block are its first rows, and a block of all of them is one matrix product.
+far as a block are its first rows, and a block of all of them is one batched product.
 
 Legend: T tokens of all careers, C careers, H heads, L tokens of the longest career, D numbers of a head.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +20,42 @@ BLOCK = 64
 """Tokens of a career that read together: enough for a product, and few beyond the end of a career."""
 
 
+MOST_SLOTS = 4
+"""Slots of a grid per token: what it takes more memory than its tokens; shorter careers stand in another grid."""
+
+
 def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, starts: Sequence[int]) -> Tensor:
     """What each token reads of its own career up to itself, from and to (T, H, D); ``starts`` end with T."""
-    read: Tensor = _BlockAttention.apply(query, key, value, scale, _grid(tuple(starts), query.shape[1]))
-    return read
+    groups, heads = _groups(tuple(starts)), query.shape[1]
+    if len(groups) == 1:
+        read: Tensor = _BlockAttention.apply(query, key, value, scale, _grid(tuple(starts), heads))
+        return read
+    reads = [
+        _BlockAttention.apply(query[tokens], key[tokens], value[tokens], scale, _grid(its_starts, heads))
+        for tokens, its_starts in groups
+    ]
+    return torch.cat(reads)[torch.cat([tokens for tokens, _ in groups]).argsort()]
+
+
+@lru_cache(maxsize=1)  # the layers of a network ask for the same
+def _groups(starts: tuple[int, ...]) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """The tokens of careers of like lengths, and where the careers start among them."""
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
+    groups: list[list[int]] = []
+    tokens = 0
+    for career in sorted(range(len(lengths)), key=lambda career: -lengths[career]):
+        tokens += lengths[career]
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > MOST_SLOTS * tokens:
+            groups.append([])
+            tokens = lengths[career]
+        groups[-1].append(career)
+    return [
+        (
+            torch.cat([torch.arange(starts[career], starts[career + 1]) for career in group]),
+            (0, *itertools.accumulate(lengths[career] for career in group)),
+        )
+        for group in groups
+    ]
 
 
 @dataclass(frozen=True)
@@ -47,7 +80,7 @@ class _Grid:
         return flat.view(*self.slots_TH.shape, -1)
 
 
-@lru_cache(maxsize=1)  # the layers of a network ask for the same grid, forward and backward
+@lru_cache(maxsize=8)
 def _grid(starts: tuple[int, ...], heads: int) -> _Grid:
     lengths_C = torch.tensor(starts).diff()
     ranks_C = lengths_C.argsort(descending=True).argsort()
@@ -67,14 +100,15 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, grid: _Grid) -> Tensor:
         query, key, value = grid.spread(query * scale), grid.spread(key), grid.spread(value)
-        read, shares = torch.empty_like(query), []
+        read, shares, trained = torch.empty_like(query), [], any(ctx.needs_input_grad[:3])
         future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=query.dtype).triu(1)
         for places, rows in grid.blocks:
             scores = torch.bmm(query[rows, places], key[rows, : places.stop].transpose(1, 2))
             own = scores[:, :, places.start :]
             own += future[: own.shape[1], : own.shape[2]]
-            shares.append(scores.softmax(-1))
-            torch.bmm(shares[-1], value[rows, : places.stop], out=read[rows, places])
+            share = scores.softmax(-1)
+            torch.bmm(share, value[rows, : places.stop], out=read[rows, places])
+            shares += [share] if trained else []
         ctx.scale, ctx.grid = scale, grid
         ctx.save_for_backward(query, key, value, *shares)
         return grid.collected(read)

@@ -25,7 +25,7 @@ class Scoring:
 
     name: str
     max_tokens: int = Field(default=4096, ge=1)
-    """Tokens in one forward pass over careers or over a level of their trees; bounds the memory."""
+    """Tokens in one forward pass over careers or over nodes of their trees; bounds the memory."""
 
     @property
     def allowed_error(self) -> float:

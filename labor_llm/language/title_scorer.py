@@ -166,10 +166,14 @@ class TitleScorer:
             self._finish(level[part], depth, walk)
 
     def _in_subtrees(self, level: Level) -> bool:
-        """Whether a level is expanded with all below it: every subtree fits in a pass, none is pruned later."""
+        """Whether a level is expanded with all below it.
+
+        Exact: if every subtree fits into a pass. Pruned: if all that is left does, so that no pass can be saved.
+        """
         sizes_N = self.sizes_M[level.nodes_N]
-        together = self.tolerance or not len(level)
-        return int(sizes_N.sum() if together else sizes_N.max()) <= self.pass_nodes
+        if self.tolerance or not len(level):
+            return int(sizes_N.sum()) <= self.pass_nodes
+        return int(sizes_N.max()) <= self.pass_nodes
 
     def _finish(self, level: Level, depth: int, walk: Walk) -> None:
         """Expand some nodes of a level and all below them in one pass."""
@@ -216,7 +220,7 @@ class TitleScorer:
         return _ranges(self.edge_starts[level.nodes_N + 1], self.edge_starts[level.nodes_N + 2])
 
     def _below(self, level: Level, edges: tuple[Tensor, Tensor], first: int | None) -> Level:
-        """The nodes one level down, before their probabilities are known; ``first`` as in ``_expand``."""
+        """The nodes one level down, without the log-probabilities that ``_write`` gives; ``first`` as above."""
         rows, numbers = edges
         children = self.edge_children_E[numbers]
         rows, children = rows[children != NONE], children[children != NONE]
@@ -302,11 +306,22 @@ def _paths(levels: Sequence[Level], first: int) -> Paths:
     return Paths(torch.cat(ways).T.contiguous(), [0] * before + firsts)
 
 
+def _cut(records_N: Tensor, most: int | None) -> tuple[list[int], list[int]]:
+    """The records of ordered nodes, and how many each has; one of too many nodes comes several times."""
+    records, counts = (part.tolist() for part in torch.unique_consecutive(records_N, return_counts=True))
+    pieces = [
+        (record, min(most or count, count - begun))
+        for record, count in zip(records, counts, strict=True)
+        for begun in range(0, count, most or count)
+    ]
+    return [record for record, _ in pieces], [count for _, count in pieces]
+
+
 def _blocks(records_N: Tensor, depths_N: Tensor, batch: PackedCareers) -> list[Block]:
-    """The pass's nodes, cut where the career changes and, on a CPU, also between records with many nodes."""
+    """The pass's nodes, cut where the career changes and between records with many nodes; on a GPU also within."""
     on_cpu = records_N.device.type == "cpu"
     rows = BLOCK_ROWS if on_cpu else max(BLOCK_ROWS, BLOCK_SCORES // len(batch.ids_T))
-    records, counts = (part.tolist() for part in torch.unique_consecutive(records_N, return_counts=True))
+    records, counts = _cut(records_N, None if on_cpu else rows)
     careers = batch.careers_Q[records].tolist()
     ends_N = batch.prompt_ends_Q[records_N]
     blocks, start, end, begun = [], 0, 0, 0
