@@ -18,10 +18,8 @@ from torch import Tensor
 
 BLOCK = 64
 """Tokens of a career that read together: enough for a product, and few beyond the end of a career."""
-
-
 MOST_SLOTS = 4
-"""Slots of a grid per token: what it takes more memory than its tokens; shorter careers stand in another grid."""
+"""Slots of a grid per token, so that memory grows with the tokens: much shorter careers get another grid."""
 
 
 def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, starts: Sequence[int]) -> Tensor:
