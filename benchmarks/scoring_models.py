@@ -29,7 +29,6 @@ from labor_llm.templates import Label, ResumeTemplate
 TOY = ScratchBackbone(
     name="toy", layers=2, width=32, heads=2, feed_forward=64, vocabulary=1000, context=1024, learning_rate=3e-3
 )
-LEARNING_RATE = 1.5e-3
 PERSONS_TO_VALIDATE = 30
 COMPLETE = "complete.json"
 """Written last into a model's folder: what was trained, and how well it predicts."""
@@ -84,6 +83,9 @@ def fitted(
     device: str,
 ) -> Fitted:
     """The trained model, from ``folder`` if the same was trained before; an interrupted training resumes."""
+    trainer = TrainerSettings(
+        learning_rate=backbone.learning_rate, max_epochs=epochs, accelerator="cpu" if device == "cpu" else "gpu"
+    )
     language = LanguageModel(
         name=f"{backbone.name}-{label.name}",
         backbone=backbone,
@@ -91,14 +93,10 @@ def fitted(
         template=ResumeTemplate(),
         label=label,
         scoring=ExactScoring(),
-        trainer=TrainerSettings(
-            learning_rate=LEARNING_RATE,
-            max_epochs=epochs,
-            accelerator="cpu" if device == "cpu" else "gpu",
-        ),
+        trainer=trainer,
         seed=0,
     )
-    key = hashlib.sha256(repr((backbone, epochs, choices, splits.train.fingerprint)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((backbone, trainer, choices, splits.train.fingerprint)).encode()).hexdigest()[:8]
     folder = folder / f"{language.name}-{splits.train.dataset}-{key}"
     if not (folder / COMPLETE).is_file():
         workspace = Workspace(folder=folder / "checkpoints", progress=True)

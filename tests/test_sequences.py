@@ -160,11 +160,13 @@ def test_the_context_of_nemo_enters_from_the_first_record_on(covariates):
     assert torch.equal(differs, male if covariates else torch.zeros_like(male))
 
 
-def test_dropout_drops_the_share_and_keeps_the_mean():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_the_share_and_keeps_the_mean(dtype):
     torch.manual_seed(0)
-    values = torch.ones(400, 251)
+    values = torch.ones(400, 251, dtype=dtype)
     out = dropped(values, 0.1, training=True)
-    assert out.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
+    assert out.dtype == dtype
+    assert out.unique().tolist() == [0.0, torch.tensor(1 / 0.9, dtype=dtype).item()]
     assert (out == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
     per_column = (out == 0).float().mean(0)
     assert per_column.max() < 0.2
