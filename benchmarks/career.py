@@ -201,7 +201,7 @@ def benchmark(toy: bool, rounds: int) -> dict[str, Any]:
         results[str(layers)] = compared(layers, {system: summary(each) for system, each in done.items()})
     first = results[str(size.layers[0])]
     return {
-        **{name: value for name, value in first.items() if name not in done},
+        **first,
         "by_layers": results,
         "reference_records_per_second": REFERENCE,
         "panel": material.facts,

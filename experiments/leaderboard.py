@@ -32,11 +32,12 @@ def leaderboard(runs: dict[str, Run], reference: str) -> pl.DataFrame:
 def _line(name: str, run: Run, against: Predictions) -> dict[str, Any]:
     predictions = run.predictions()
     perplexity, paired = evaluate(predictions).estimate("perplexity"), paired_difference(predictions, against)
-    reads_text, seconds = "backbone" in str(run.config["model"]), run.metrics["seconds"]
+    model, seconds = run.config["model"], run.metrics["seconds"]
+    language = model.get("language", model)  # an embedding has a language model of its own
     return {
         "model": name,
-        "backbone": run.config["backbone"]["name"] if reads_text else None,
-        "label": run.config["label"]["name"] if reads_text else None,
+        "backbone": language["backbone"]["name"] if "backbone" in language else None,
+        "label": language["label"]["name"] if "label" in language else None,
         "perplexity": perplexity.value,
         "se": perplexity.se,
         "difference": paired.difference,

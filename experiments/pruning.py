@@ -7,6 +7,7 @@ the largest total variation distance from the exact distribution.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from benchmarks.panel import generated_panel
 from benchmarks.scoring import SPLIT
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import ScoringBatches
-from labor_llm.language.scoring import Level, Scores, TitleScorer, Walk
+from labor_llm.language.scoring import Scores
+from labor_llm.language.title_scorer import Level, TitleScorer, Walk
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.language.trie import TitleTrie
 from labor_llm.predictions import choice_indices
@@ -30,9 +32,9 @@ class Counting(TitleScorer):
 
     expanded = 0
 
-    def _logits(self, piece: Level, depth: int, walk: Walk) -> Tensor:
-        self.expanded += len(piece)
-        return super()._logits(piece, depth, walk)
+    def _logits(self, levels: Sequence[Level], depth: int, walk: Walk, *, kept: bool) -> Tensor:
+        self.expanded += sum(map(len, levels))
+        return super()._logits(levels, depth, walk, kept=kept)
 
 
 def main(folder: Path) -> None:

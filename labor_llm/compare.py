@@ -39,7 +39,7 @@ class Comparison:
     events: pl.DataFrame
     """One row per run, event and group (see ``event_report``)."""
     curves: pl.DataFrame
-    """One row per run, event and bin of the forecast probability."""
+    """One row per run, event, group and bin of the forecast probability."""
     notes: Sequence[str]
     level: float
     """Of the intervals and bands."""
@@ -75,7 +75,7 @@ class Comparison:
                 yield f"differences {dataset}", difference_plot(models, self.model_references[dataset], self.level)
         for curves in _parts(self.curves, "dataset", "event"):
             dataset, event = curves.select("dataset", "event").row(0)
-            yield f"reliability {event} {dataset}", reliability_plot(curves, self.level)
+            yield f"reliability {event} {dataset}", reliability_plot(curves.filter(group="all"), self.level)
 
 
 def compare(

@@ -28,6 +28,9 @@ from omegaconf.errors import (
 
 from labor_llm.errors import ConfigError, unknown
 
+MODEL_PARTS = {"backbone", "adapter", "template", "label", "prompt", "scoring", "trainer"}
+"""Sections of a run that matter only as far as its model refers to them."""
+
 
 def conf_folder() -> Path:
     """The folder of the shipped configurations: inside an installed package, beside it in a clone."""
@@ -98,7 +101,7 @@ def check_overrides(
         for job in _jobs(sound, loader):
             problems += _refused(config_name, job, loader)
         if not sweep and not problems:
-            problems += _sweeps(config_name, sound, loader)
+            problems += _sweeps(config_name, sound, loader) or _unread(config_name, sound, loader)
         if problems:
             problems += _further(config_name, _jobs(sound, loader)[0], check_parts)
     if problems:
@@ -242,6 +245,40 @@ def _sweeps(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
     if cfg.hydra.mode is RunMode.MULTIRUN:
         return []
     return [f"{text}: add -m to run one job per value (a list is written [a,b])" for text in sweeps]
+
+
+def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
+    """Overrides of parts that the chosen model does not read; in a sweep over models that is no mistake."""
+    cfg = compose(config_name, _jobs(overrides, loader)[0], return_hydra_config=True)
+    if "model" not in cfg or cfg.hydra.mode is RunMode.MULTIRUN:
+        return []
+    read = _references(OmegaConf.to_container(cfg, resolve=False), "model")
+    problems = []
+    for override in overrides:
+        key, choices = override.key_or_group, cfg.hydra.runtime.choices
+        if key.partition(".")[0] in MODEL_PARTS and not any(_overlap(key, other) for other in read):
+            own = f"; it has model.{key}" if OmegaConf.select(cfg, f"model.{key}") is not None else ""
+            problems.append(f"{override.input_line}: model={choices.model} does not read {key}{own}")
+    return problems
+
+
+def _references(raw: Any, start: str) -> set[str]:
+    """The keys that a part of a configuration refers to, and those that these refer to."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        node = raw
+        for name in waiting.pop().split("."):
+            node = node.get(name, {}) if isinstance(node, dict) else {}
+        new = set(re.findall(r"\$\{([\w.]+)\}", str(node))) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether one key is the other, or lies within it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def check_values(cfg: DictConfig) -> None:

@@ -2,14 +2,15 @@
 
 As the CAREER paper evaluates it (arXiv 2202.08370): a model that knows careers up to a year draws what follows,
 one record at a time, each from its own distribution given the records drawn before; the distribution of a later
-year is the average, over the paths, of the distributions that its record was drawn from.
+year is the average, over the paths, of the distributions that its record was drawn from. Unlike there, persons
+need not be in the data to its last year.
 
 Legend: N records after the last known year, J occupations, K paths, Q persons with a record at the step at hand.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.models.base import OccupationModel
 from labor_llm.predictions import RealizedProbabilities, choice_indices
-from labor_llm.statistics.clustered import Estimate, clustered_auc, clustered_mean
+from labor_llm.statistics.clustered import Estimate, clustered_auc, clustered_mean, weighted_name
 from labor_llm.statistics.event_report import too_small
 
 VARYING = ("education", "region", "weight")
@@ -37,7 +38,7 @@ class Future:
     """The records after the last known year, and what a model foretold of them."""
 
     records: pl.DataFrame
-    """person_id, year, occupation, years_ahead, log_prob (null outside the choice set) and log_probs."""
+    """person_id, year, occupation, weight, years_ahead, log_prob (null outside the choice set) and log_probs."""
     paths: pl.DataFrame
     """person_id, year, path, occupation: the careers that were drawn."""
     choice_set: tuple[str, ...]
@@ -46,37 +47,51 @@ class Future:
     def table(self, min_persons: int = 1) -> pl.DataFrame:
         """``SCHEMA``: the perplexity, and for every state the AUC of its probability; by year, and for ``all``.
 
-        Standard errors are clustered by person; records outside the choice set have no perplexity. What rests on
-        fewer persons, with the state or without it, is left out, and so is what would give that away.
+        Where there are survey weights, all of it weighted, too. Standard errors are clustered by person; records
+        outside the choice set have no perplexity. What rests on fewer persons, with the state or without it, is
+        left out, and so is what would give that away.
         """
-        years = self.records["years_ahead"].unique().sort()
-        frames = {str(ahead): self.records.filter(years_ahead=ahead) for ahead in years}
+        lines = self._lines(self.records, min_persons, weighted=False)
+        weighable = self.records.filter(pl.col("weight") > 0)
+        if not weighable.is_empty():
+            lines += self._lines(weighable, min_persons, weighted=True)
+        return pl.DataFrame(lines, schema=SCHEMA, orient="row", infer_schema_length=None)
+
+    def _lines(self, records: pl.DataFrame, min_persons: int, weighted: bool) -> list[tuple[Any, ...]]:
+        """The lines of the table, weighted or not."""
+        years = records["years_ahead"].unique().sort()
+        frames = {str(ahead): records.filter(years_ahead=ahead) for ahead in years}
         metrics = [None, *(code for code in self.choice_set if code in self.states)]
         shown = {
             (ahead, code)
             for code in metrics
-            for part in (frames, {"all": self.records})
+            for part in (frames, {"all": records})
             for ahead, small in zip(
                 part, too_small([_counts(frame, code) for frame in part.values()], min_persons), strict=True
             )
             if not small
         }
-        lines = [
-            (ahead, "perplexity" if code is None else f"auc_{code}", *self._estimate(frame, code))
-            for ahead, frame in (*frames.items(), ("all", self.records))
+        return [
+            (ahead, _metric(code, weighted), *self._estimate(frame, code, weighted))
+            for ahead, frame in (*frames.items(), ("all", records))
             for code in metrics
             if (ahead, code) in shown
         ]
-        return pl.DataFrame(lines, schema=SCHEMA, orient="row", infer_schema_length=None)
 
-    def _estimate(self, frame: pl.DataFrame, code: str | None) -> Estimate:
+    def _estimate(self, frame: pl.DataFrame, code: str | None, weighted: bool) -> Estimate:
         """The AUC of a state, or the perplexity."""
         if code is None:
-            return _perplexity(clustered_mean(frame, pl.col("log_prob")))
+            return _perplexity(clustered_mean(frame, pl.col("log_prob"), pl.col("weight") if weighted else None))
         log_probs_NJ = frame["log_probs"].to_numpy()
         persons_N = np.unique(frame["person_id"].to_numpy(), return_inverse=True)[1]
         happened_N = (frame["occupation"] == code).to_numpy()
-        return clustered_auc(persons_N, happened_N, log_probs_NJ[:, self.choice_set.index(code)])
+        weights_N = frame["weight"].to_numpy() if weighted else None
+        return clustered_auc(persons_N, happened_N, log_probs_NJ[:, self.choice_set.index(code)], weights_N)
+
+
+def _metric(code: str | None, weighted: bool) -> str:
+    name = "perplexity" if code is None else f"auc_{code}"
+    return weighted_name(name) if weighted else name
 
 
 def _counts(frame: pl.DataFrame, code: str | None) -> tuple[int, int, int]:
@@ -175,7 +190,7 @@ def _drawn(
         log_probs_MJ[targets_Q] = logsumexp(log_probs_KQJ, axis=0) - np.log(paths)
         choices_KQ = (log_probs_KQJ + rng.gumbel(size=log_probs_KQJ.shape)).argmax(-1)
         occupations_KM[:, targets_Q] = codes[choices_KQ]
-    future = careers.table.filter(is_future_M).select("person_id", "year", "occupation")
+    future = careers.table.filter(is_future_M).select("person_id", "year", "occupation", "weight")
     log_probs_NJ = log_probs_MJ[is_future_M]
     places_N = choice_indices(future["occupation"], model.choice_set)
     picked_N = pl.Series(np.take_along_axis(log_probs_NJ, places_N.clip(0)[:, None], 1)[:, 0])
@@ -201,7 +216,6 @@ def _of_targets(
     targets_Q: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Log-probabilities of the records ``targets_Q`` given those before them, on every path, (K, Q, J)."""
-    lengths_Q = targets_Q - starts_Q + 1
     rows = np.concatenate(
         [np.arange(start, target + 1) for start, target in zip(starts_Q, targets_Q, strict=True)]
     )
@@ -213,9 +227,8 @@ def _of_targets(
         )
         for path, of_path in enumerate(occupations_KM)
     ]
-    probabilities = model.predict(replace(careers, table=pl.concat(tables)))
+    probabilities = model.predict_last(replace(careers, table=pl.concat(tables)))
     if isinstance(probabilities, RealizedProbabilities):
         raise ConfigError("a forecast needs whole distributions: score the run with scoring=exact, not realized")
-    lasts = np.cumsum(np.tile(lengths_Q, len(occupations_KM))) - 1
-    log_probs_NJ = np.asarray(probabilities.log_probs_NJ, dtype=np.float64)[lasts]
+    log_probs_NJ = np.asarray(probabilities.log_probs_NJ, dtype=np.float64)
     return log_probs_NJ.reshape(len(occupations_KM), len(targets_Q), -1)

@@ -5,7 +5,7 @@ Shapes: N records in the order of the careers table, J occupations in the order 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -57,6 +57,16 @@ class ChoiceProbabilities:
     """How far the probability of any set of occupations can be from the model's own, if not everything was
     computed; None where it was."""
 
+    def of_rows(self, rows: NDArray[np.int64]) -> Self:
+        """The same of some records."""
+        bound_N = self.error_bound_N
+        return replace(
+            self,
+            log_probs_NJ=self.log_probs_NJ[rows],
+            log_mass_N=self.log_mass_N[rows],
+            error_bound_N=None if bound_N is None else bound_N[rows],
+        )
+
 
 @dataclass(frozen=True)
 class RealizedProbabilities:
@@ -64,6 +74,10 @@ class RealizedProbabilities:
 
     log_prob_raw_N: NDArray[np.floating]
     """Log-probability of the realised occupation before normalisation; NaN outside the choice set."""
+
+    def of_rows(self, rows: NDArray[np.int64]) -> Self:
+        """The same of some records."""
+        return replace(self, log_prob_raw_N=self.log_prob_raw_N[rows])
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 As in the CAREER paper (arXiv 2202.08370): the log of hourly pay is regressed on covariates, on these and effects
 of the occupation, and on all of it and the representation, by ridge regressions whose penalty the validation split
-chooses. The representation is of the career before the record, so it knows neither its occupation nor its wage.
+chooses; they are fitted without survey weights, and scored without and with them. The representation is of the
+career before the record, so it knows neither its occupation nor its wage.
 
 Legend: N records with a wage, F regressors.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from labor_llm.careers import Careers
 from labor_llm.errors import DataError
 from labor_llm.splits import Splits
-from labor_llm.statistics.clustered import clustered_ratio
+from labor_llm.statistics.clustered import clustered_ratio, weighted_name
 
 CATEGORIES = ("year", "education", "region", "gender", "ethnicity", "survey")
 PENALTIES = tuple(10.0**power for power in range(-2, 5))
@@ -32,13 +34,18 @@ class WageRegression:
     """How well a regression predicts the log wages of test persons; errors are clustered by person."""
 
     regressors: str
+    penalty: float
+    records: int
+    persons: int
     r2: float
     r2_se: float | None
     mse: float
     mse_se: float | None
-    penalty: float
-    records: int
-    persons: int
+    r2_weighted: float | None = None
+    """By survey weights, as all that follows; None where there are none."""
+    r2_weighted_se: float | None = None
+    mse_weighted: float | None = None
+    mse_weighted_se: float | None = None
 
 
 def wage_regressions(splits: Splits, representations: Mapping[str, States]) -> list[WageRegression]:
@@ -100,14 +107,39 @@ def _regression(
     fitted = [Ridge(penalty, solver="cholesky").fit(features["train"], wages["train"]) for penalty in PENALTIES]
     losses = [np.square(wages["valid"] - ridge.predict(features["valid"])).mean() for ridge in fitted]
     best = int(np.argmin(losses))
-    errors_N = np.square(wages["test"] - fitted[best].predict(features["test"]))
-    spread_N = np.square(wages["test"] - wages["test"].mean())
-    persons_N = parts["test"].table["person_id"].rank("dense").to_numpy()[_known(parts["test"])] - 1
-    _, persons_N = np.unique(persons_N, return_inverse=True)
-    errors_G, spread_G, records_G = (
-        np.bincount(persons_N, values_N).astype(np.float64)
-        for values_N in (errors_N, spread_N, np.ones(len(errors_N)))
+    test = parts["test"].table.filter(pl.col("log_wage").is_not_null())
+    told = test.select(
+        "person_id", "weight", wage="log_wage", miss=wages["test"] - fitted[best].predict(features["test"])
     )
-    mse, mse_se = clustered_ratio(errors_G, records_G)
+    weighable = told.filter(pl.col("weight") > 0)
+    scores = _scores(told.with_columns(weight=pl.lit(1.0)))
+    weighted = _scores(weighable) if len(weighable) else {}
+    return WageRegression(
+        regressors=name,
+        penalty=PENALTIES[best],
+        records=len(told),
+        persons=told["person_id"].n_unique(),
+        **scores,
+        **{weighted_name(key): value for key, value in weighted.items()},
+    )
+
+
+def _scores(told: pl.DataFrame) -> dict[str, Any]:
+    """R2 and mean squared error, with errors clustered by person, of wages and by how much they are missed."""
+    weight, deviation = (
+        pl.col("weight"),
+        pl.col("wage") - (pl.col("weight") * pl.col("wage")).sum() / pl.col("weight").sum(),
+    )
+    weighed = told.select("person_id", "weight", errors=weight * pl.col("miss") ** 2, spread=weight * deviation**2)
+    errors_G, spread_G, weights_G = (
+        (
+            weighed.group_by("person_id", maintain_order=True)
+            .agg(pl.all().sum())
+            .select("errors", "spread", "weight")
+        )
+        .to_numpy()
+        .T
+    )
+    mse, mse_se = clustered_ratio(errors_G, weights_G)
     unexplained, r2_se = clustered_ratio(errors_G, spread_G)
-    return WageRegression(name, 1 - unexplained, r2_se, mse, mse_se, PENALTIES[best], len(errors_N), len(errors_G))
+    return {"r2": 1 - unexplained, "r2_se": r2_se, "mse": mse, "mse_se": mse_se}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import TRAIN
 
@@ -40,3 +41,8 @@ def test_dropout_reaches_the_embeddings_and_both_parts_of_every_layer():
     model(torch.tensor([tokenizer(TEXTS[0])["input_ids"]]))
     assert len(shares) == 1 + 2 * PLAIN.layers
     assert all(0.4 < share < 0.6 for share in shares.values())
+
+
+def test_a_width_whose_heads_have_odd_sizes_is_refused():
+    with pytest.raises(ValueError, match="width must be a multiple of twice the heads, 8, got width=36"):
+        replace(PLAIN, width=36, heads=4)

@@ -182,6 +182,22 @@ def test_numbers_of_few_persons_are_left_out(tmp_path):
     assert not compare([tmp_path], statistics=Statistics(replicates=100, min_persons=5)).models.is_empty()
 
 
+def test_what_would_give_few_persons_away_is_left_out(tmp_path):
+    moved = pl.when(pl.col("moved").is_not_null()).then(pl.col("person_id").cast(pl.Int64) < 9)
+    few = changed(predictions(2.0), moved=moved, in_choice_set=pl.col("person_id").cast(pl.Int64) >= 3)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, name, few)
+    row = compare([tmp_path], statistics=QUICK).table.row(0, named=True)
+    assert row["perplexity"] is not None
+    assert [row[f"{part}_perplexity"] for part in ("first", "stayers", "movers")] == [None] * 3
+    assert row["outside_choice_set"] is None
+    told = compare([tmp_path], statistics=Statistics(replicates=200, bins=3, min_persons=3)).table.row(
+        0, named=True
+    )
+    assert told["movers_perplexity"] is not None
+    assert told["outside_choice_set"] == 18
+
+
 def test_runs_that_share_a_name_show_what_differs(tmp_path):
     for seed in (1, 2):
         tracker = {"mode": f"mode-{seed}"}

@@ -20,11 +20,14 @@ from labor_llm.errors import ConfigError, DataError
 
 ENTRIES = {
     "run.yaml": "seed: 0\n"
-    "defaults: [{dataset: panel}, {backbone: nano}, {trainer: default}, _self_, {experiment: null}]",
+    "defaults: [{dataset: panel}, {model: text}, {backbone: nano}, {trainer: default}, _self_,"
+    "{experiment: null}]",
+    "model/text.yaml": "name: ${backbone.name}\nparts: [{read: '${backbone}'}]\ntrainer: ${trainer}",
+    "model/codes.yaml": "trainer: {max_epochs: 7, learning_rate: '${trainer.learning_rate}'}",
     "dataset/panel.yaml": "name: panel",
     "dataset/table.yaml": "name: table\nraw: ???",
-    "backbone/nano.yaml": "layers: 2",
-    "backbone/micro.yaml": "layers: 4",
+    "backbone/nano.yaml": "name: nano\nlayers: 2",
+    "backbone/micro.yaml": "name: micro\nlayers: 4",
     "trainer/default.yaml": "max_epochs: 3\nlearning_rate: 0.1",
     "experiment/big.yaml": "# @package _global_\ndefaults: [{override /dataset: table}]\nseed: 5",
     "experiment/sweep.yaml": "# @package _global_\nhydra: {mode: MULTIRUN}",
@@ -62,6 +65,18 @@ def mistakes(*overrides: str, sweep: bool = False) -> list[str]:
 def test_the_shipped_configurations_are_found():
     assert conf_folder().is_absolute()
     assert (conf_folder() / "command_line.yaml").is_file()
+
+
+def test_overrides_that_the_model_does_not_read_are_mistakes_outside_a_sweep():
+    assert mistakes("model=codes", "trainer.max_epochs=4", "backbone=micro", "seed=1") == [
+        "trainer.max_epochs=4: model=codes does not read trainer.max_epochs; it has model.trainer.max_epochs",
+        "backbone=micro: model=codes does not read backbone",
+    ]
+    assert (
+        mistakes("model=codes", "trainer.learning_rate=1", "trainer=default", "model.trainer.max_epochs=4") == []
+    )
+    assert mistakes("model=codes,text", "trainer.max_epochs=4", sweep=True) == []
+    assert mistakes("model=codes", "experiment=sweep", "trainer.max_epochs=4") == []
 
 
 @pytest.mark.parametrize(

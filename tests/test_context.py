@@ -8,7 +8,7 @@ from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, chain_panel, la
 
 from labor_llm.careers import Careers
 from labor_llm.errors import DataError
-from labor_llm.language.context import every_record, most_recent
+from labor_llm.language.context import every_record, last_record, most_recent
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.templates import ResumeTemplate, Titles
 
@@ -64,7 +64,6 @@ def test_prediction_keeps_every_record_after_as_many_as_fit(encoder, context):
     encoded, longest = encoder.encode(MIXED), 9
     views = every_record(encoded, context, longest)
     np.testing.assert_array_equal(views.record_starts[[0, -1]], encoded.record_starts[[0, -1]])
-    whole = dict(zip(range(len(encoded)), texts(encoder, encoded), strict=True))
     person = np.repeat(range(len(encoded)), np.diff(encoded.record_starts))
     for view in range(len(views)):
         start = views.career_starts[view]
@@ -84,12 +83,30 @@ def test_prediction_keeps_every_record_after_as_many_as_fit(encoder, context):
             if len(prompt) < len(original):  # one more record would not have fitted
                 missing = original[len(header) : len(original) - len(prompt) + len(header)].splitlines()[-1]
                 assert end - start + longest + len(encoder.tokenizer(missing + "\n")["input_ids"]) > context
-    assert whole
+
+
+@pytest.mark.parametrize("context", [90, 130, 200, 10_000])
+def test_a_last_record_follows_as_many_as_every_record_would_show_it(encoder, context):
+    encoded = encoder.encode(MIXED)
+    every, last = every_record(encoded, context, 9), last_record(encoded, context, 9)
+    np.testing.assert_array_equal(last.record_starts, range(len(encoded) + 1))
+    for person, record in enumerate(encoded.record_starts[1:] - 1):
+        view = np.searchsorted(every.record_starts, record, side="right") - 1
+        shown = every.ids_T[every.career_starts[view] : every.prompt_ends[record]]
+        np.testing.assert_array_equal(last.ids_T[last.career_starts[person] : last.prompt_ends[person]], shown)
+        np.testing.assert_array_equal(
+            last.ids_T[last.prompt_ends[person] : last.title_ends[person]],
+            encoded.ids_T[encoded.prompt_ends[record] : encoded.title_ends[record]],
+        )
 
 
 def test_a_context_too_short_for_one_record_is_refused(encoder):
     encoded = encoder.encode(MIXED)
-    for shortened in (lambda: most_recent(encoded, 60), lambda: every_record(encoded, 60, 9)):
+    for shortened in (
+        lambda: most_recent(encoded, 60),
+        lambda: every_record(encoded, 60, 9),
+        lambda: last_record(encoded, 60, 9),
+    ):
         with pytest.raises(DataError, match="do not fit into"):
             shortened()
 

@@ -64,14 +64,14 @@ def test_a_cell_is_what_the_records_of_the_group_say(table, rows):
 
 def test_without_weights_nothing_is_weighted(table):
     rows, _ = event_rows(table.with_columns(weight=pl.lit(None, pl.Float64)), (), bins=5, min_persons=10)
-    curves, _ = curve_rows(table.with_columns(weight=pl.lit(None, pl.Float64)), 5, 10, 0.95)
+    curves, _ = curve_rows(table.with_columns(weight=pl.lit(None, pl.Float64)), (), 5, 10, 0.95)
     assert not any("weighted" in name for row in (*rows, *curves) for name in row)
 
 
 def test_no_forecasts_no_rows(table):
     silent = {name: pl.lit(None, COLUMNS[name]) for name in COLUMNS if name.endswith(("_logit", "_stay"))}
     assert event_rows(table.with_columns(**silent), GROUPS, 5, 10) == ([], 0)
-    assert curve_rows(table.with_columns(**silent), 5, 10, 0.95) == ([], 0)
+    assert curve_rows(table.with_columns(**silent), (), 5, 10, 0.95) == ([], 0)
 
 
 def test_events_that_never_come_are_absent(table):
@@ -129,7 +129,7 @@ def test_what_is_left_out_is_not_small_together():
 
 
 def test_curves_agree_with_a_loop_and_bands_hold_the_rate(table):
-    curve = [row for row in curve_rows(table, 4, 10, 0.9)[0] if row["event"] == "enter_work"]
+    curve = [row for row in curve_rows(table, (), 4, 10, 0.9)[0] if row["event"] == "enter_work"]
     later = table.drop_nulls("enter_work").sort("enter_work_logit")
     size = later.height / 4
     assert [row["records"] for row in curve] == pytest.approx([size] * 4, abs=1)
@@ -142,11 +142,28 @@ def test_curves_agree_with_a_loop_and_bands_hold_the_rate(table):
         assert 0 < row["rate_low"] < row["rate"] < row["rate_high"] < 1
 
 
+def test_a_curve_of_a_group_is_that_of_its_records(table):
+    rows, _ = curve_rows(table, ("gender",), 4, 10, 0.9)
+    men = [row for row in rows if (row["event"], row["group"], row["level"]) == ("move", "gender", "male")]
+    alone, _ = curve_rows(table.filter(gender="male"), (), 4, 10, 0.9)
+    expected = [row for row in alone if row["event"] == "move"]
+    assert len(men) == 4
+    assert [row | {"group": "all", "level": "all"} for row in men] == expected
+
+
+def test_the_curve_of_a_cell_that_is_left_out_is_left_out(table):
+    rare = pl.when(pl.col("person_id").cast(pl.Int64) < 8).then(pl.lit("x")).otherwise("gender")
+    rows, _ = curve_rows(table.with_columns(gender=rare), ("gender",), 4, 1, 0.9)
+    few, _ = curve_rows(table.with_columns(gender=rare), ("gender",), 4, 10, 0.9)
+    assert {row["level"] for row in rows if row["group"] == "gender"} == {"x", "female", "male"}
+    assert {row["level"] for row in few if row["group"] == "gender"} == {"female", "male"}
+
+
 def test_a_rate_of_zero_has_no_band():
     table = simulated(60).table
     logit, later = pl.col("leave_work_logit"), ~pl.col("first")
     split = table.with_columns(leave_work=pl.when(later).then(logit > logit.median()))
-    curve = [row for row in curve_rows(split, 2, 1, 0.95)[0] if row["event"] == "leave_work"]
+    curve = [row for row in curve_rows(split, (), 2, 1, 0.95)[0] if row["event"] == "leave_work"]
     assert [(row["rate"], row["rate_low"]) for row in curve] == [(0, None), (1, None)]
 
 
@@ -167,6 +184,6 @@ def test_an_interval_covers_the_truth_as_often_as_promised():
         ).with_columns(
             **{name: pl.lit(None, COLUMNS[name]) for name in COLUMNS if name.startswith(("leave", "enter"))}
         )
-        ((row,), _) = curve_rows(table, 5, 10, 0.9)
+        ((row,), _) = curve_rows(table, (), 5, 10, 0.9)
         hits += row["rate_low"] < 0.25 < row["rate_high"]
     assert 82 <= hits <= 97

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model
 from pytorch_lightning.callbacks import Callback
+from transformers import LlamaForCausalLM
 
 from labor_llm import training
 from labor_llm.errors import ConfigError, RunError
@@ -17,7 +18,7 @@ from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
 from labor_llm.language.checks import check_packing
-from labor_llm.language.finetune import FineTuning, TrainerSettings
+from labor_llm.language.finetune import FineTuning, TrainerSettings, _prepared
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
@@ -200,12 +201,25 @@ def test_how_a_step_is_computed_does_not_change_the_weights(settings, adapter, l
 
 
 @pytest.mark.slow
-def test_compiled_layers_learn_the_same(llama_folder):
+def test_compiled_layers_learn_the_same(llama_folder, monkeypatch):
+    compile_layer, layers = torch.nn.Module.compile, []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: (layers.append(self), compile_layer(self, **how))
+    )
     plain, compiled = (
         hub_model(llama_folder, max_epochs=2, compile=compile_).fit(TRAIN, VALID, CHOICES)
         for compile_ in (False, True)
     )
+    assert {type(layer).__name__ for layer in layers} == {"LlamaDecoderLayer"}
     np.testing.assert_allclose(compiled.log_probs(TEST), plain.log_probs(TEST), atol=1e-2)
+
+
+def test_a_model_without_known_layers_cannot_be_compiled(llama_folder):
+    model = LlamaForCausalLM.from_pretrained(llama_folder)
+    model._no_split_modules = None
+    with pytest.raises(ConfigError, match=r"trainer\.compile: LlamaForCausalLM does not say"):  # noqa: SIM117
+        with _prepared(model, TrainerSettings(learning_rate=1e-3, max_epochs=1, compile=True)):
+            pass
 
 
 @pytest.mark.gpu

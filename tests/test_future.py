@@ -1,5 +1,7 @@
 """Future careers against chains whose later distributions are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -112,7 +114,21 @@ def test_the_table_has_perplexities_and_states_by_year(markov):
     assert everything["value"] == pytest.approx(np.exp(-log_prob.mean()))
     assert everything["records"] == len(log_prob)
     states = {f"auc_{code}" for code in CHOICES if code in TEST.taxonomy.states}
-    assert set(table["metric"]) == {"perplexity", *states}
+    assert {name for name in table["metric"] if not name.endswith("_weighted")} == {"perplexity", *states}
+
+
+def test_survey_weights_count(markov):
+    weights = pl.when(pl.col("person_id") < "p55").then(2.0).otherwise(0.0)
+    weighted = replace(TEST, table=TEST.table.with_columns(weight=weights))
+    table = drawn(markov, weighted).table()
+    heavy = drawn(markov, weighted).records.filter(pl.col("weight") > 0)
+    line = table.filter(years_ahead="all", metric="perplexity_weighted").row(0, named=True)
+    assert line["value"] == pytest.approx(np.exp(-heavy["log_prob"].drop_nulls().mean()))
+    assert line["persons"] == heavy.drop_nulls("log_prob")["person_id"].n_unique() < TEST.persons
+    unweighted = {name for name in table["metric"] if not name.endswith("_weighted")}
+    assert {f"{name}_weighted" for name in unweighted} == set(table["metric"]) - unweighted
+    bare = replace(TEST, table=TEST.table.with_columns(weight=pl.lit(None, pl.Float64)))
+    assert not any("weighted" in name for name in drawn(markov, bare).table()["metric"])
 
 
 def test_without_a_future_there_is_nothing_to_foretell(markov):

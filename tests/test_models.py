@@ -13,7 +13,7 @@ from small_networks import coded
 
 from labor_llm.careers import Careers
 from labor_llm.datasets.simulated import Simulated
-from labor_llm.errors import RunError
+from labor_llm.errors import DataError, RunError
 from labor_llm.evaluate import evaluate
 from labor_llm.language.adapters import Frozen
 from labor_llm.language.backbones import HubBackbone
@@ -117,6 +117,11 @@ def test_persons_do_not_influence_each_other(fitted):
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4)
 
 
+def test_last_records_alone_are_predicted_the_same(fitted):
+    last = fitted.predict_last(TEST).log_probs_NJ
+    np.testing.assert_allclose(last, fitted.log_probs(TEST)[TEST.person_starts[1:] - 1], atol=1e-4)
+
+
 def test_occupations_outside_the_choice_set_may_stand_in_a_history(fitted):
     assert "004" not in CHOICES
     odd = panel(person_id=["x"] * 3, year=[1980, 1981, 1982], occupation=["095", "004", "243"])
@@ -139,6 +144,14 @@ def test_predicting_before_fit_names_the_model(make):
 def test_loading_from_an_empty_folder_is_refused(make, tmp_path):
     with pytest.raises(RunError, match="no fitted model"):
         make().load(tmp_path)
+
+
+def test_validation_persons_without_a_known_occupation_are_refused():
+    odd = panel(person_id=["x"] * 2, year=[1980, 1981], occupation=["004", "004"])
+    with pytest.raises(
+        DataError, match="no record of the 1 validation persons of dataset 'test' has an occupation"
+    ):
+        Markov().fit(TRAIN, odd, CHOICES)
 
 
 def test_choice_set_is_what_training_saw_and_the_special_states():

@@ -39,7 +39,18 @@ def test_values_have_numbers_and_what_training_never_saw_has_none():
     new = BOOK.encode(
         panel(person_id=["e"], year=[1999], occupation=["095"], education=["doctor"], region=["south"])
     )
-    assert new.covariates_NC.tolist() == [[0, 0, 0, 0]]
+    years = BOOK.values["year"]
+    assert new.covariates_NC.tolist() == [[len(years), 0, 0, 0]]
+
+
+def test_a_year_that_training_never_saw_counts_as_the_last_one_before_it():
+    book = CodeBook.of(
+        panel(person_id=["a"] * 3, year=[1980, 1982, 1984], occupation=["095"] * 3), ("095",), ("year",)
+    )
+    coded = book.encode(
+        panel(person_id=["b"] * 6, year=[1979, 1980, 1981, 1982, 1984, 1990], occupation=["095"] * 6)
+    )
+    assert coded.covariates_NC[:, 0].tolist() == [1, 1, 1, 2, 3, 3]
 
 
 def test_a_book_is_written_and_read(tmp_path):

@@ -41,6 +41,18 @@ def test_a_representation_that_knows_the_wage_explains_it(splits):
     assert (plain.records, plain.persons) == (928, 116)
 
 
+def test_weighted_scores_count_a_person_of_weight_two_twice(splits):
+    male = pl.col("person_id").cast(pl.Int64) % 2 == 0
+    weights = pl.when(male).then(2.0).otherwise(0.0)
+    weighted = replace(splits, test=replace(splits.test, table=splits.test.table.with_columns(weight=weights)))
+    alone = replace(splits, test=splits.test.select_persons(splits.test.table.filter(male)["person_id"].unique()))
+    (line, _), (expected, _) = wage_regressions(weighted, {}), wage_regressions(alone, {})
+    assert (line.r2_weighted, line.r2_weighted_se) == pytest.approx((expected.r2, expected.r2_se))
+    assert (line.mse_weighted, line.mse_weighted_se) == pytest.approx((expected.mse, expected.mse_se))
+    assert line.r2_weighted != pytest.approx(line.r2, abs=1e-3)
+    assert expected.r2_weighted is None
+
+
 def test_without_a_penalty_it_is_least_squares_with_errors_clustered_by_person(splits, monkeypatch):
     monkeypatch.setattr(wages, "PENALTIES", (1e-6,))
     (plain, _) = wage_regressions(splits, {})

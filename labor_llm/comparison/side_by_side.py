@@ -35,6 +35,8 @@ METRICS_SHOWN = {
     "move_auc": ("transitions", "move_auc"),
     "move_brier": ("transitions", "move_brier"),
 }
+PARTS = ("first", "stayers", "movers")
+"""Subsets of records that make up all of them."""
 Group = Literal["gender", "ethnicity", "education", "year", "history"]
 
 
@@ -86,7 +88,8 @@ def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, stati
             misfits.append(f"{name} ({count} records differ)")
             continue
         paired = None if name == result.reference else paired_difference(predictions, first)
-        result.runs.append(_run_row(dataset, name, run, paired, statistics.min_persons))
+        outside = predictions.table.filter(~pl.col("in_choice_set"))["person_id"].n_unique()
+        result.runs.append(_run_row(dataset, name, run, paired, outside, statistics.min_persons))
         columns[run.folder] = predictions.table["log_prob"].to_numpy()
         withheld += _add_events(result, name, predictions, statistics)
     if misfits:
@@ -137,17 +140,25 @@ def _reference(
     raise RunError(unknown("reference", reference, {*names, *models}, f" among the runs of {dataset}"))
 
 
-def _run_row(dataset: str, name: str, run: Run, paired: PairedDifference | None, min_persons: int) -> Row:
-    """The row of a run; null where it is not defined, or is of too few persons."""
+def _run_row(
+    dataset: str, name: str, run: Run, paired: PairedDifference | None, outside: int, min_persons: int
+) -> Row:
+    """The row of a run; null where it is not defined, or is of too few persons.
+
+    ``outside``: persons with a record outside the choice set. Of first records, stayers and movers all is told or
+    nothing, for what is told of all records and of two of them tells the third.
+    """
     metrics, seconds = run.metrics["metrics"], run.metrics.get("seconds", {})
     row: Row = {"dataset": dataset, "run": name}
+    few = min(metrics[part]["perplexity"]["persons"] for part in PARTS) < min_persons
     for key, (subset, metric) in METRICS_SHOWN.items():
         for twin, twin_metric in ((key, metric), (weighted_name(key), f"{metric}_weighted")):
             estimate = metrics[subset].get(twin_metric)
             if estimate is not None:
-                told = estimate["persons"] >= min_persons
+                told = estimate["persons"] >= min_persons and not (few and subset in PARTS)
                 row |= {twin: estimate["value"] if told else None, f"{twin}_se": estimate["se"] if told else None}
-    row |= {key: run.metrics[key] for key in ("records", "persons", "outside_choice_set")}
+    row |= {key: run.metrics[key] for key in ("records", "persons")}
+    row["outside_choice_set"] = None if 0 < outside < min_persons else run.metrics["outside_choice_set"]
     row |= {f"seconds_{part}": seconds.get(part) for part in ("fit", "score")}
     fields = {"difference": "difference", "difference_se": "se", "difference_z": "z", "difference_p": "p"}
     told = paired is not None and paired.persons >= min_persons
@@ -162,7 +173,9 @@ def _add_events(result: SideBySide, name: str, predictions: Predictions, statist
             runs.append(name)
     head = {"dataset": result.dataset, "run": name}
     cells = event_rows(predictions.table, statistics.groups, statistics.bins, statistics.min_persons)
-    curves = curve_rows(predictions.table, statistics.bins, statistics.min_persons, statistics.level)
+    curves = curve_rows(
+        predictions.table, statistics.groups, statistics.bins, statistics.min_persons, statistics.level
+    )
     result.events += [head | row for row in cells[0]]
     result.curves += [head | row for row in curves[0]]
     return cells[1] + curves[1]

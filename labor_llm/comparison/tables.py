@@ -120,7 +120,7 @@ def run_sheets(table: pl.DataFrame, references: Mapping[str, str]) -> list[Sheet
     sheets = []
     for rows in _datasets(table):
         reference = references[rows[0]["dataset"]]
-        most = max(row["outside_choice_set"] for row in rows)
+        most = max(row["outside_choice_set"] or 0 for row in rows)
         outside = f", up to {most} of them outside a run's choice set" if most else ""
         title = f"{rows[0]['dataset']}: {rows[0]['records']} records of {rows[0]['persons']} persons{outside}"
         note = RUNS_NOTE.format(reference=reference)

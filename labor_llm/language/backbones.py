@@ -85,8 +85,10 @@ class ScratchBackbone(Backbone):
     pretrained: bool = False
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
+        if self.width % (2 * self.heads):  # positions turn pairs of a head's numbers
+            raise ValueError(
+                f"width must be a multiple of twice the heads, {2 * self.heads}, got width={self.width}"
+            )
 
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         bpe = Tokenizer(BPE())

@@ -29,6 +29,12 @@ def every_record(encoded: EncodedCareers, context: int, longest_title: int) -> E
     return _viewed(encoded, encoded.lengths <= room, lambda place: _views(encoded, place, room))
 
 
+def last_record(encoded: EncodedCareers, context: int, longest_title: int) -> EncodedCareers:
+    """Every career's last record, after as many of the records before it as fit; for forecasts."""
+    room, none = context - longest_title, np.zeros(len(encoded), dtype=bool)
+    return _viewed(encoded, none, lambda place: _views(encoded, place, room, last_only=True))
+
+
 View = tuple[int, int, int, int]
 """First record that is shown, first that is a target, and the ones after the last; then the end of the text."""
 
@@ -42,8 +48,9 @@ def _last_view(encoded: EncodedCareers, place: int, room: int) -> Iterator[View]
         raise _too_short(room)
 
 
-def _views(encoded: EncodedCareers, place: int, room: int) -> Iterator[View]:
+def _views(encoded: EncodedCareers, place: int, room: int, last_only: bool = False) -> Iterator[View]:
     target, stop = encoded.record_starts[place : place + 2].tolist()
+    target = stop - 1 if last_only else target
     while target < stop:
         shown = _first_that_fits(encoded, place, int(encoded.prompt_ends[target]), room)
         if shown > target:

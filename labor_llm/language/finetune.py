@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
+from labor_llm.errors import ConfigError
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.batches import (
     CareerBatch,
@@ -152,6 +153,10 @@ def fine_tune(
 def _prepared(model: PreTrainedModel, settings: TrainerSettings) -> Iterator[None]:
     """The model as it is trained: its attention, what it keeps for the gradients, what is compiled."""
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    if settings.compile and not layers:
+        raise ConfigError(
+            f"trainer.compile: {type(model).__name__} does not say which of its modules are layers; leave it out"
+        )
     if settings.gradient_checkpointing:
         _checkpointing(model, "enable", {"use_reentrant": False})
     for layer in layers if settings.compile else ():

@@ -59,6 +59,11 @@ class OccupationModel(ABC):
         workspace: Workspace | None = None,
     ) -> Self:
         """Learn from ``train``; ``valid`` is for choosing (smoothing, stopping), never for learning."""
+        if not valid.table["occupation"].is_in(choice_set).any():
+            raise DataError(
+                f"no record of the {valid.persons} validation persons of dataset {valid.dataset!r} has an "
+                "occupation of the choice set: nothing to validate on"
+            )
         self.choice_set = tuple(choice_set)
         self.taxonomy = train.taxonomy
         self._training_persons = _person_hashes(train)
@@ -73,12 +78,16 @@ class OccupationModel(ABC):
         A model that was told to score realised occupations only gives no more than that.
         """
         self._check_fitted("predict")
-        if careers.taxonomy != self.taxonomy:
-            raise DataError(
-                f"{self.name} was fitted on occupations of taxonomy {self.taxonomy.name!r}; dataset "
-                f"{careers.dataset!r} has those of {careers.taxonomy.name!r}, or the same with other titles."
-            )
+        self._check_taxonomy(careers)
         return self._predict(careers, workspace or Workspace())
+
+    def predict_last(
+        self, careers: Careers, workspace: Workspace | None = None
+    ) -> ChoiceProbabilities | RealizedProbabilities:
+        """As ``predict``, of every person's last record alone: a row per person. Forecasts need no more."""
+        self._check_fitted("predict_last")
+        self._check_taxonomy(careers)
+        return self._predict_last(careers, workspace or Workspace())
 
     def log_probs(self, careers: Careers) -> NDArray[np.floating]:
         """Log-probabilities in nats, shape (N, J); the probabilities of a row sum to one."""
@@ -119,11 +128,22 @@ class OccupationModel(ABC):
         if not self.choice_set:
             raise RuntimeError(f"{type(self).__name__}.{method} was called before fit")
 
+    def _check_taxonomy(self, careers: Careers) -> None:
+        if careers.taxonomy != self.taxonomy:
+            raise DataError(
+                f"{self.name} was fitted on occupations of taxonomy {self.taxonomy.name!r}; dataset "
+                f"{careers.dataset!r} has those of {careers.taxonomy.name!r}, or the same with other titles."
+            )
+
     @abstractmethod
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None: ...
 
     @abstractmethod
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities: ...
+
+    def _predict_last(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
+        """For models to which a record costs little; others override it."""
+        return self._predict(careers, workspace).of_rows(careers.person_starts[1:] - 1)
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pytorch_lightning as L
 import torch
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ from scipy.special import logsumexp
 from transformers import AutoTokenizer, PreTrainedModel
 
 from labor_llm.careers import Careers
-from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.errors import ConfigError, RunError
 from labor_llm.language.adapters import Adapter
 from labor_llm.language.backbones import Backbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
-from labor_llm.language.context import every_record, most_recent
+from labor_llm.language.context import every_record, last_record, most_recent
 from labor_llm.language.finetune import FineTuning, TrainerSettings, fine_tune, score_careers
 from labor_llm.language.prompts import PlainPrompt, Prompt, check_room
 from labor_llm.language.scoring import RealizedScoring, Scoring
@@ -101,10 +102,6 @@ class LanguageModel(OccupationModel):
         )
         titles = {self._encoder.titles[code] for code in self.choice_set}  # others count in no perplexity
         validation = validation.with_targets(titles)
-        if not len(validation.prompt_ends):
-            raise DataError(
-                "no record of the validation persons has an occupation of the choice set: nothing to validate on"
-            )
         held_out = ValidationBatches(validation, settings.micro_batch_size, settings.layout)
         fine_tune(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
@@ -127,9 +124,20 @@ class LanguageModel(OccupationModel):
         return self.adapter.apply(model, self.backbone, list(pieces))
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
+        return self._scored(self._every_record(careers, workspace), careers.table["occupation"], workspace)
+
+    def _predict_last(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
+        tokens = encode_once(self._encoder, careers, workspace.tokens)
+        encoded = last_record(tokens, self._context(self._module.model), self._longest_title)
+        occupations_P = careers.table["occupation"].gather(careers.person_starts[1:] - 1)
+        return self._scored(encoded, occupations_P, workspace)
+
+    def _scored(
+        self, encoded: EncodedCareers, occupations_N: pl.Series, workspace: Workspace
+    ) -> ChoiceProbabilities | RealizedProbabilities:
+        """The probabilities of all titles at the encoded records; ``occupations_N`` were realised."""
         trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
-        realised_N = choice_indices(careers.table["occupation"], self.choice_set)
-        encoded = self._every_record(careers, workspace)
+        realised_N = choice_indices(occupations_N, self.choice_set)
         scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
         raw_NJ = scores.raw_QJ.double().numpy()
         if isinstance(self.scoring, RealizedScoring):
@@ -146,10 +154,13 @@ class LanguageModel(OccupationModel):
 
     def _every_record(self, careers: Careers, workspace: Workspace) -> EncodedCareers:
         """Tokenize careers; those that the model's context does not hold in several views."""
-        # A realised title may be outside the choice set, and longer than any in it.
-        longest_title = max(map(len, self._encoder.titles.values()))
         tokens = encode_once(self._encoder, careers, workspace.tokens)
-        return every_record(tokens, self._context(self._module.model), longest_title)
+        return every_record(tokens, self._context(self._module.model), self._longest_title)
+
+    @property
+    def _longest_title(self) -> int:
+        """In tokens; a realised title may be outside the choice set, and longer than any in it."""
+        return max(map(len, self._encoder.titles.values()))
 
     def _training_careers(
         self, careers: Careers, model: PreTrainedModel, part: str, workspace: Workspace

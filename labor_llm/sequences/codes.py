@@ -29,8 +29,9 @@ class CodeBook:
 
     An occupation has its place in the choice set; J stands for the beginning of a career and J + 1 for any
     occupation outside the choice set. A covariate's values count from 1 in alphabetical order, a missing value
-    being one of them if training has both; 0 is what training never saw. A covariate that is missing throughout
-    training has no values.
+    being one of them if training has both; 0 is what training never saw. A year that training never saw has the
+    number of the last one before it, so that forecasts go on from the last year that is known; one before all of
+    them has the first's. A covariate that is missing throughout training has no values.
     """
 
     occupations: tuple[str, ...]
@@ -62,15 +63,9 @@ class CodeBook:
         """Careers in numbers."""
         before_N = choice_indices(careers.previous, self.occupations)
         first_N = careers.previous.is_null().to_numpy()
-        columns = [
-            _text(careers, name).replace_strict(
-                {value: number for number, value in enumerate(values, 1)}, default=0, return_dtype=pl.Int32
-            )
-            for name, values in self.values.items()
-        ]
-        covariates_NC = np.empty((len(careers), len(columns)), dtype=np.int32)
-        for place, column in enumerate(columns):
-            covariates_NC[:, place] = column.to_numpy()
+        covariates_NC = np.empty((len(careers), len(self.values)), dtype=np.int32)
+        for place, (name, values) in enumerate(self.values.items()):
+            covariates_NC[:, place] = _numbers(careers, name, values)
         return CodedCareers(
             starts=careers.person_starts,
             targets_N=choice_indices(careers.table["occupation"], self.occupations).copy(),
@@ -124,6 +119,15 @@ class CodedCareers:
         counts = self.lengths[persons]
         ends = counts.cumsum()
         return np.arange(counts.sum()) + np.repeat(self.starts[:-1][persons] - ends + counts, counts)
+
+
+def _numbers(careers: Careers, name: str, values: Sequence[str]) -> NDArray[np.int32]:
+    """The numbers of a covariate's values, as in a book."""
+    if name == "year":
+        known = np.array(list(map(int, values)), dtype=np.int64)
+        return np.searchsorted(known, careers.table["year"].to_numpy(), "right").clip(1).astype(np.int32)
+    numbers = {value: number for number, value in enumerate(values, 1)}
+    return _text(careers, name).replace_strict(numbers, default=0, return_dtype=pl.Int32).to_numpy()
 
 
 def _text(careers: Careers, name: str) -> pl.Series:

@@ -32,40 +32,32 @@ def event_rows(
     The group ``all`` has the level ``all``. Scores are unweighted, and under ``<name>_weighted`` weighted by
     survey weights if there are any. Events that never or always came, and groups that are not known, are absent.
     """
-    table = table.with_columns(_prior_records().alias("history"))
-    rows: list[dict[str, Any]] = []
-    withheld = 0
-    for event, forecasts in _forecasts(table):
-        for group in ("all", *groups):
-            cells = dict(_cells(forecasts, group))
-            unknown = _unknown(forecasts, group)
-            hidden = [] if unknown.table.is_empty() else [unknown.person_counts]
-            small = too_small([cell.person_counts for cell in cells.values()], min_persons, hidden)
-            withheld += sum(small)
-            rows += [
-                {"event": event, "group": group, "level": level} | _scores(cell, bins, min_persons)
-                for (level, cell), left_out in zip(cells.items(), small, strict=True)
-                if not left_out
-            ]
-    return rows, withheld
+    cells = list(_sized_cells(table, groups, min_persons))
+    rows = [head | _scores(cell, bins, min_persons) for head, cell, left_out in cells if not left_out]
+    return rows, len(cells) - len(rows)
 
 
-def curve_rows(table: pl.DataFrame, bins: int, min_persons: int, level: float) -> tuple[list[dict[str, Any]], int]:
-    """One row per event and bin of the forecast, with its band; and how many bins were left out as too small.
+def curve_rows(
+    table: pl.DataFrame, groups: Sequence[str], bins: int, min_persons: int, level: float
+) -> tuple[list[dict[str, Any]], int]:
+    """One row per event, group, level and bin of the forecast, with its band, and how many bins were left out.
 
-    The band is that of the rate's log-odds, clustered by person, so that it stays within zero and one; there is
-    none around a rate of zero or one.
+    The bins are those of the cell's own forecasts; a cell that is left out whole is not counted. The band is that
+    of the rate's log-odds, clustered by person, so that it stays within zero and one; there is none around a rate
+    of zero or one.
     """
     rows: list[dict[str, Any]] = []
     withheld = 0
-    for event, forecasts in _forecasts(table):
-        bins_N = quantile_bins(forecasts.probabilities_N, bins)
-        parts = [forecasts.where(pl.Series(bins_N == place)) for place in range(bins_N.max() + 1)]
+    for head, cell, cell_left_out in _sized_cells(table, groups, min_persons):
+        if cell_left_out:
+            continue
+        bins_N = quantile_bins(cell.probabilities_N, bins)
+        parts = [cell.where(pl.Series(bins_N == place)) for place in range(bins_N.max() + 1)]
         small = too_small([part.person_counts for part in parts], min_persons)
         withheld += sum(small)
         for place, (part, left_out) in enumerate(zip(parts, small, strict=True)):
             if not left_out:
-                rows.append({"event": event, "bin": place + 1} | _point(part, level, min_persons))
+                rows.append(head | {"bin": place + 1} | _point(part, level, min_persons))
     return rows, withheld
 
 
@@ -93,6 +85,20 @@ def too_small(counts: Sequence[Counts], min_persons: int, hidden: Sequence[Count
         _, place = min((cell[0], place) for place, cell in enumerate(counts) if not small[place])
         small[place] = True
     return small
+
+
+def _sized_cells(
+    table: pl.DataFrame, groups: Sequence[str], min_persons: int
+) -> Iterator[tuple[dict[str, str], Forecasts, bool]]:
+    """Event, group and level of every cell, its forecasts, and whether it is left out."""
+    for event, forecasts in _forecasts(table.with_columns(_prior_records().alias("history"))):
+        for group in ("all", *groups):
+            cells = dict(_cells(forecasts, group))
+            unknown = _unknown(forecasts, group)
+            hidden = [] if unknown.table.is_empty() else [unknown.person_counts]
+            small = too_small([cell.person_counts for cell in cells.values()], min_persons, hidden)
+            for (level, cell), left_out in zip(cells.items(), small, strict=True):
+                yield {"event": event, "group": group, "level": level}, cell, left_out
 
 
 def _forecasts(table: pl.DataFrame) -> Iterator[tuple[str, Forecasts]]:
