@@ -96,7 +96,9 @@ def fitted(
         trainer=trainer,
         seed=0,
     )
-    key = hashlib.sha256(repr((backbone, trainer, choices, splits.train.fingerprint)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(
+        repr((backbone, replace(trainer, accelerator="auto"), choices, splits.train.fingerprint)).encode()
+    ).hexdigest()[:8]
     folder = folder / f"{language.name}-{splits.train.dataset}-{key}"
     if not (folder / COMPLETE).is_file():
         workspace = Workspace(folder=folder / "checkpoints", progress=True)

@@ -73,9 +73,10 @@ class Comparison:
                 yield f"perplexity {dataset}", perplexity_plot(models, self.level)
             if "difference" in models.columns:
                 yield f"differences {dataset}", difference_plot(models, self.model_references[dataset], self.level)
-        for curves in _parts(self.curves, "dataset", "event"):
+        overall = self.curves if self.curves.is_empty() else self.curves.filter(group="all")
+        for curves in _parts(overall, "dataset", "event"):
             dataset, event = curves.select("dataset", "event").row(0)
-            yield f"reliability {event} {dataset}", reliability_plot(curves.filter(group="all"), self.level)
+            yield f"reliability {event} {dataset}", reliability_plot(curves, self.level)
 
 
 def compare(

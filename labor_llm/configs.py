@@ -252,7 +252,7 @@ def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
     cfg = compose(config_name, _jobs(overrides, loader)[0], return_hydra_config=True)
     if "model" not in cfg or cfg.hydra.mode is RunMode.MULTIRUN:
         return []
-    read = _references(OmegaConf.to_container(cfg, resolve=False), "model")
+    read = _references(OmegaConf.to_container(cfg, resolve=False))
     problems = []
     for override in overrides:
         key, choices = override.key_or_group, cfg.hydra.runtime.choices
@@ -262,18 +262,22 @@ def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
     return problems
 
 
-def _references(raw: Any, start: str) -> set[str]:
-    """The keys that a part of a configuration refers to, and those that these refer to."""
+def _references(raw: Any) -> set[str]:
+    """The keys of a model's parts that other sections refer to, and those that these refer to."""
     found: set[str] = set()
-    waiting = [start]
-    while waiting:
-        node = raw
-        for name in waiting.pop().split("."):
-            node = node.get(name, {}) if isinstance(node, dict) else {}
-        new = set(re.findall(r"\$\{([\w.]+)\}", str(node))) - found
+    nodes = [child for name, child in raw.items() if name not in {"hydra", *MODEL_PARTS}]
+    while nodes:
+        references = " ".join(re.findall(r"\$\{[^}]*", str(nodes.pop())))
+        new = set(re.findall(rf"\b(?:{'|'.join(MODEL_PARTS)})\b[\w.]*", references)) - found
         found |= new
-        waiting += new
+        nodes += [_node(raw, key) for key in new]
     return found
+
+
+def _node(raw: Any, key: str) -> Any:
+    for name in key.split("."):
+        raw = raw.get(name, {}) if isinstance(raw, dict) else {}
+    return raw
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -88,9 +88,8 @@ def _shown(table: pl.DataFrame, title: str) -> Table:
     """Years ahead by metric, standard errors in brackets."""
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     names = table["metric"].unique(maintain_order=True)
-    metrics = [
-        name for name in names if not (name.startswith("auc_") and name.endswith("_weighted"))
-    ]  # in the CSV
+    # weighted AUCs are in forecast.csv alone
+    metrics = [name for name in names if not (name.startswith("auc_") and name.endswith("_weighted"))]
     for name in ("years ahead", "records", *metrics):
         shown.add_column(name, justify="right")
     for rows in table.partition_by("years_ahead", maintain_order=True):

@@ -189,7 +189,9 @@ def test_what_would_give_few_persons_away_is_left_out(tmp_path):
         write_run(tmp_path / name, name, few)
     row = compare([tmp_path], statistics=QUICK).table.row(0, named=True)
     assert row["perplexity"] is not None
-    assert [row[f"{part}_perplexity"] for part in ("first", "stayers", "movers")] == [None] * 3
+    parts = [f"{part}_perplexity" for part in ("first", "stayers", "movers")]
+    hidden = [*parts, *(f"{part}_weighted" for part in parts), "move_auc", "move_brier", "move_auc_weighted"]
+    assert [row[name] for name in hidden] == [None] * len(hidden)
     assert row["outside_choice_set"] is None
     told = compare([tmp_path], statistics=Statistics(replicates=200, bins=3, min_persons=3)).table.row(
         0, named=True

@@ -142,16 +142,48 @@ def test_curves_agree_with_a_loop_and_bands_hold_the_rate(table):
         assert 0 < row["rate_low"] < row["rate"] < row["rate_high"] < 1
 
 
-def test_a_curve_of_a_group_is_that_of_its_records(table):
-    rows, _ = curve_rows(table, ("gender",), 4, 10, 0.9)
-    men = [row for row in rows if (row["event"], row["group"], row["level"]) == ("move", "gender", "male")]
-    alone, _ = curve_rows(table.filter(gender="male"), (), 4, 10, 0.9)
-    expected = [row for row in alone if row["event"] == "move"]
-    assert len(men) == 4
-    assert [row | {"group": "all", "level": "all"} for row in men] == expected
+def test_the_curves_of_groups_cut_the_bins_of_all(table):
+    known = table.drop_nulls("gender")
+    rows, _ = curve_rows(known, ("gender",), 4, 1, 0.9)
+    moves = {(row["level"], row["bin"]): row for row in rows if row["event"] == "move"}
+    assert set(moves) == {(level, place) for level in ("all", "female", "male") for place in (1, 2, 3, 4)}
+    for place in (1, 2, 3, 4):
+        whole, *parts = (moves[level, place] for level in ("all", "female", "male"))
+        assert whole["records"] == sum(part["records"] for part in parts)
+        for name in ("rate", "forecast"):
+            told = np.average([part[name] for part in parts], weights=[part["records"] for part in parts])
+            assert whole[name] == pytest.approx(told)
+        assert whole["forecast"] == pytest.approx(
+            known.filter(~pl.col("first"))
+            .select(chance=1 - pl.col("log_prob_stay").exp())
+            .sort("chance")
+            .slice(sum(moves["all", before]["records"] for before in range(1, place)), whole["records"])["chance"]
+            .mean()
+        )
 
 
-def test_the_curve_of_a_cell_that_is_left_out_is_left_out(table):
+def test_no_total_gives_a_bin_of_few_persons_away(table):
+    """Of every bin and every level, what is left out is nothing, all, or not small together."""
+    rare = pl.when(pl.col("person_id").cast(pl.Int64) < 40).then(pl.lit("rare")).otherwise("gender")
+    table = table.with_columns(gender=rare).drop_nulls("gender")
+    everything, _ = curve_rows(table, ("gender",), 6, 1, 0.9)
+    told, withheld = curve_rows(table, ("gender",), 6, 10, 0.9)
+    assert 0 < withheld < len(everything)
+
+    def part(row: dict) -> tuple:
+        return row["event"], row["group"], row["level"], row["bin"]
+
+    shown = set(map(part, told))
+    lines = {(row["event"], key, row[key]) for row in everything for key in ("level", "bin")}
+    for event, key, value in lines:
+        line = [
+            row for row in everything if (row["event"], row[key]) == (event, value) and row["group"] == "gender"
+        ]
+        left_out = [row["persons"] for row in line if part(row) not in shown]
+        assert len(left_out) in (0, len(line)) or sum(left_out) >= 10
+
+
+def test_the_bins_of_a_cell_that_is_left_out_are_left_out(table):
     rare = pl.when(pl.col("person_id").cast(pl.Int64) < 8).then(pl.lit("x")).otherwise("gender")
     rows, _ = curve_rows(table.with_columns(gender=rare), ("gender",), 4, 1, 0.9)
     few, _ = curve_rows(table.with_columns(gender=rare), ("gender",), 4, 10, 0.9)

@@ -118,13 +118,16 @@ def test_the_table_has_perplexities_and_states_by_year(markov):
 
 
 def test_survey_weights_count(markov):
-    weights = pl.when(pl.col("person_id") < "p55").then(2.0).otherwise(0.0)
+    person = pl.col("person_id")
+    weights = pl.when(person < "p53").then(2.0).when(person < "p55").then(1.0).otherwise(0.0)
     weighted = replace(TEST, table=TEST.table.with_columns(weight=weights))
     table = drawn(markov, weighted).table()
     heavy = drawn(markov, weighted).records.filter(pl.col("weight") > 0)
     line = table.filter(years_ahead="all", metric="perplexity_weighted").row(0, named=True)
-    assert line["value"] == pytest.approx(np.exp(-heavy["log_prob"].drop_nulls().mean()))
-    assert line["persons"] == heavy.drop_nulls("log_prob")["person_id"].n_unique() < TEST.persons
+    scored = heavy.drop_nulls("log_prob")
+    assert line["value"] == pytest.approx(np.exp(-np.average(scored["log_prob"], weights=scored["weight"])))
+    assert line["value"] != pytest.approx(np.exp(-scored["log_prob"].mean()), rel=1e-4)
+    assert line["persons"] == scored["person_id"].n_unique() < TEST.persons
     unweighted = {name for name in table["metric"] if not name.endswith("_weighted")}
     assert {f"{name}_weighted" for name in unweighted} == set(table["metric"]) - unweighted
     bare = replace(TEST, table=TEST.table.with_columns(weight=pl.lit(None, pl.Float64)))

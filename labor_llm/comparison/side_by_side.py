@@ -145,18 +145,21 @@ def _run_row(
 ) -> Row:
     """The row of a run; null where it is not defined, or is of too few persons.
 
-    ``outside``: persons with a record outside the choice set. Of first records, stayers and movers all is told or
-    nothing, for what is told of all records and of two of them tells the third.
+    ``outside``: persons with a record outside the choice set. Of first records, stayers, movers and changes all is
+    told or nothing, for what is told of all records and of two of them tells the third.
     """
     metrics, seconds = run.metrics["metrics"], run.metrics.get("seconds", {})
     row: Row = {"dataset": dataset, "run": name}
-    few = min(metrics[part]["perplexity"]["persons"] for part in PARTS) < min_persons
-    for key, (subset, metric) in METRICS_SHOWN.items():
-        for twin, twin_metric in ((key, metric), (weighted_name(key), f"{metric}_weighted")):
-            estimate = metrics[subset].get(twin_metric)
+    for name_of, suffix in ((str, ""), (weighted_name, "_weighted")):
+        parts = [metrics[part].get(f"perplexity{suffix}") for part in PARTS]
+        few = any(0 < part["persons"] < min_persons for part in parts if part is not None)
+        for key, (subset, metric) in METRICS_SHOWN.items():
+            estimate = metrics[subset].get(f"{metric}{suffix}")
             if estimate is not None:
-                told = estimate["persons"] >= min_persons and not (few and subset in PARTS)
-                row |= {twin: estimate["value"] if told else None, f"{twin}_se": estimate["se"] if told else None}
+                told = estimate["persons"] >= min_persons and not (few and subset != "all")
+                column = name_of(key)
+                row |= {column: estimate["value"] if told else None}
+                row |= {f"{column}_se": estimate["se"] if told else None}
     row |= {key: run.metrics[key] for key in ("records", "persons")}
     row["outside_choice_set"] = None if 0 < outside < min_persons else run.metrics["outside_choice_set"]
     row |= {f"seconds_{part}": seconds.get(part) for part in ("fit", "score")}

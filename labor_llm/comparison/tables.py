@@ -120,8 +120,9 @@ def run_sheets(table: pl.DataFrame, references: Mapping[str, str]) -> list[Sheet
     sheets = []
     for rows in _datasets(table):
         reference = references[rows[0]["dataset"]]
-        most = max(row["outside_choice_set"] or 0 for row in rows)
-        outside = f", up to {most} of them outside a run's choice set" if most else ""
+        counts = [row["outside_choice_set"] for row in rows]
+        most = "some" if None in counts else f"up to {max(counts)}" if max(counts) else None
+        outside = f", {most} of them outside a run's choice set" if most else ""
         title = f"{rows[0]['dataset']}: {rows[0]['records']} records of {rows[0]['persons']} persons{outside}"
         note = RUNS_NOTE.format(reference=reference)
         sheets.append(Sheet(title, RUNS, _marked(rows, "run", reference), note))
@@ -246,5 +247,6 @@ MODELS_NOTE = (
 EVENTS_NOTE = (
     "Events read off the distribution over occupations, of records after a person's first; standard errors "
     "clustered by person. Brier = reliability - resolution + uncertainty + terms within bins (events.csv). slope: "
-    "of the event's log-odds on those foretold: 1 if calibrated, below if too extreme. By group: events.csv."
+    "of the event's log-odds on those foretold: 1 if calibrated, below if too extreme. By group: events.csv and "
+    "curves.csv."
 )

@@ -5,6 +5,7 @@ an event, or have a record without one: rates would tell how many. The next smal
 out, the unknown included, is not small either, for the total less what is shown would tell it.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -32,9 +33,16 @@ def event_rows(
     The group ``all`` has the level ``all``. Scores are unweighted, and under ``<name>_weighted`` weighted by
     survey weights if there are any. Events that never or always came, and groups that are not known, are absent.
     """
-    cells = list(_sized_cells(table, groups, min_persons))
-    rows = [head | _scores(cell, bins, min_persons) for head, cell, left_out in cells if not left_out]
-    return rows, len(cells) - len(rows)
+    rows: list[dict[str, Any]] = []
+    withheld = 0
+    for event, forecasts in _forecasts(table.with_columns(_prior_records().alias("history"))):
+        for group in ("all", *groups):
+            for level, cell, left_out in _sized_cells(forecasts, group, min_persons):
+                withheld += left_out
+                if not left_out:
+                    head = {"event": event, "group": group, "level": level}
+                    rows.append(head | _scores(cell, bins, min_persons))
+    return rows, withheld
 
 
 def curve_rows(
@@ -42,22 +50,32 @@ def curve_rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """One row per event, group, level and bin of the forecast, with its band, and how many bins were left out.
 
-    The bins are those of the cell's own forecasts; a cell that is left out whole is not counted. The band is that
-    of the rate's log-odds, clustered by person, so that it stays within zero and one; there is none around a rate
-    of zero or one.
+    The bins are those of all records. The band is that of the rate's log-odds, clustered by person, so that it
+    stays within zero and one; there is none around a rate of zero or one.
     """
     rows: list[dict[str, Any]] = []
     withheld = 0
-    for head, cell, cell_left_out in _sized_cells(table, groups, min_persons):
-        if cell_left_out:
-            continue
-        bins_N = quantile_bins(cell.probabilities_N, bins)
-        parts = [cell.where(pl.Series(bins_N == place)) for place in range(bins_N.max() + 1)]
-        small = too_small([part.person_counts for part in parts], min_persons)
-        withheld += sum(small)
-        for place, (part, left_out) in enumerate(zip(parts, small, strict=True)):
-            if not left_out:
-                rows.append(head | {"bin": place + 1} | _point(part, level, min_persons))
+    for event, forecasts in _forecasts(table.with_columns(_prior_records().alias("history"))):
+        bins_N = quantile_bins(forecasts.probabilities_N, bins)
+        binned = [forecasts.where(pl.Series(bins_N == place)) for place in range(bins_N.max() + 1)]
+        hidden_bins: set[int] = set()
+        for group in ("all", *groups):
+            small_levels = {name: small for name, _, small in _sized_cells(forecasts, group, min_persons)}
+            parts = {
+                (name, place): cell for place, part in enumerate(binned) for name, cell in _cells(part, group)
+            }
+            known = {key for key in parts if small_levels[key[0]] or key[1] in hidden_bins}
+            unknown = [_unknown(part, group).person_counts for part in binned]
+            counts = {key: cell.person_counts for key, cell in parts.items()}
+            left_out = _not_to_be_told(counts, known, unknown, min_persons)
+            hidden_bins |= {place for _, place in left_out} if group == "all" else set()
+            withheld += sum(not small_levels[name] for name, _ in left_out)
+            rows += [
+                {"event": event, "group": group, "level": name, "bin": place + 1}
+                | _point(parts[name, place], level, min_persons)
+                for name, place in itertools.product(small_levels, range(len(binned)))
+                if (name, place) in parts.keys() - left_out
+            ]
     return rows, withheld
 
 
@@ -87,18 +105,39 @@ def too_small(counts: Sequence[Counts], min_persons: int, hidden: Sequence[Count
     return small
 
 
-def _sized_cells(
-    table: pl.DataFrame, groups: Sequence[str], min_persons: int
-) -> Iterator[tuple[dict[str, str], Forecasts, bool]]:
-    """Event, group and level of every cell, its forecasts, and whether it is left out."""
-    for event, forecasts in _forecasts(table.with_columns(_prior_records().alias("history"))):
-        for group in ("all", *groups):
-            cells = dict(_cells(forecasts, group))
-            unknown = _unknown(forecasts, group)
-            hidden = [] if unknown.table.is_empty() else [unknown.person_counts]
-            small = too_small([cell.person_counts for cell in cells.values()], min_persons, hidden)
-            for (level, cell), left_out in zip(cells.items(), small, strict=True):
-                yield {"event": event, "group": group, "level": level}, cell, left_out
+Part = tuple[str, int]
+"""A level of a group and a bin of the forecast."""
+
+
+def _not_to_be_told(
+    counts: Mapping[Part, Counts], left_out: set[Part], unknown: Sequence[Counts], min_persons: int
+) -> set[Part]:
+    """The parts that are left out, until neither the total of a level nor that of a bin tells a small one.
+
+    ``left_out``: those that are anyway; ``unknown``: the records of each bin whose level is not known.
+    """
+    before = -1
+    while before < len(left_out):
+        before = len(left_out)
+        for line in {(axis, part[axis]) for part in counts for axis in (0, 1)}:
+            axis, name = line
+            parts = [part for part in counts if part[axis] == name]
+            shown = [part for part in parts if part not in left_out]
+            hidden = [counts[part] for part in parts if part in left_out]
+            hidden += [unknown[int(name)]] if axis == 1 and unknown[int(name)][0] else []
+            small = too_small([counts[part] for part in shown], min_persons, hidden)
+            left_out = left_out | {part for part, is_small in zip(shown, small, strict=True) if is_small}
+    return left_out
+
+
+def _sized_cells(forecasts: Forecasts, group: str, min_persons: int) -> Iterator[tuple[str, Forecasts, bool]]:
+    """The levels of a group, the forecasts of each, and whether it is left out."""
+    cells = dict(_cells(forecasts, group))
+    unknown = _unknown(forecasts, group)
+    hidden = [] if unknown.table.is_empty() else [unknown.person_counts]
+    small = too_small([cell.person_counts for cell in cells.values()], min_persons, hidden)
+    for (level, cell), left_out in zip(cells.items(), small, strict=True):
+        yield level, cell, left_out
 
 
 def _forecasts(table: pl.DataFrame) -> Iterator[tuple[str, Forecasts]]:
