@@ -19,6 +19,8 @@ from labor_llm.future import Future, foretell
 from labor_llm.prepared import read_prepared
 
 logger = logging.getLogger(__name__)
+WIDTH = 120
+"""Columns of the table in a narrower terminal or none."""
 
 
 def forecast(cfg: DictConfig) -> None:
@@ -47,7 +49,7 @@ def forecast(cfg: DictConfig) -> None:
     table = future.table(cfg.min_persons).with_columns(covariates=pl.lit(cfg.covariates))
     _write(future, table, folder, cfg.keep_paths)
     title = f"{config['name']}: records after {cutoff}, {cfg.paths} paths, {cfg.covariates} covariates"
-    Console().print(_shown(table, title))
+    Console(width=max(WIDTH, Console().width)).print(_shown(table, title))
     logger.info("results: %s", folder)
 
 
