@@ -102,7 +102,7 @@ def _regression(
     name: str, parts: Mapping[str, Careers], blocks: list[dict[str, NDArray[np.float32]]]
 ) -> WageRegression:
     """Fit on training, choose the penalty on validation, predict the test persons."""
-    features = {part: np.hstack([block[part] for block in blocks]) for part in parts}
+    features = {part: np.hstack([block[part] for block in blocks], dtype=np.float64) for part in parts}
     wages = {part: careers.table["log_wage"].to_numpy()[_known(careers)] for part, careers in parts.items()}
     fitted = [Ridge(penalty, solver="cholesky").fit(features["train"], wages["train"]) for penalty in PENALTIES]
     losses = [np.square(wages["valid"] - ridge.predict(features["valid"])).mean() for ridge in fitted]
