@@ -71,9 +71,18 @@ def test_small_cells_are_withheld_and_not_named(description):
     (line,) = [line for line in everything.splitlines() if line.split()[:1] == ["college"]]
     assert line.split()[1:] == ["32", "0.7%", "4"]
     assert "college" not in little
-    assert "4 more, of fewer than 400 persons each" in little
+    assert "4 more, left out to tell of no fewer than 400 persons" in little
     assert "Professional, technical" in everything
     assert "Professional, technical" not in little
+
+
+def test_a_total_does_not_tell_the_only_small_cell(description):
+    """Four of 545 persons went to college: they are left out with the next smallest group."""
+    few = shown(description, 10)
+    assert "2 more, left out to tell of no fewer than 10 persons" in few
+    education = few[few.index("Education") : few.index("2 more")]
+    assert "high school" in education
+    assert "college" not in education
 
 
 def test_made_up_careers_hold_nothing_that_only_few_persons_have():

@@ -86,7 +86,7 @@ def _overview(description: Description, smallest: int) -> RenderableType:
 
 
 def _years(description: Description, smallest: int) -> RenderableType:
-    years = description.years.filter(pl.col(PERSONS) >= smallest)
+    years = _told(description.years, smallest).sort("year")
     rows = [(str(year), records) for year, records in years.select("year", RECORDS).iter_rows()]
     return _table("Records by year", ["year", RECORDS], [*rows, *_withheld(description.years, smallest, 1)])
 
@@ -99,7 +99,7 @@ def _coverage(description: Description) -> RenderableType:
 
 def _values(description: Description, name: str, smallest: int) -> RenderableType:
     counts = description.values.filter(column=name).sort(RECORDS, descending=True)
-    shown = counts.filter(pl.col(PERSONS) >= smallest).head(TOP)
+    shown = _told(counts, smallest).sort(RECORDS, descending=True).head(TOP)
     rows = [
         (value or "(unknown)", records, _percent(records, description.records), persons)
         for value, records, persons in shown.select("value", RECORDS, PERSONS).iter_rows()
@@ -109,8 +109,7 @@ def _values(description: Description, name: str, smallest: int) -> RenderableTyp
 
 def _occupations(description: Description, smallest: int) -> RenderableType:
     titles, states = description.taxonomy.titles, description.taxonomy.states
-    counts = description.occupations.sort(RECORDS, descending=True)
-    counts = counts.filter(pl.col(PERSONS) >= smallest)
+    counts = _told(description.occupations, smallest).sort(RECORDS, descending=True)
     listed = pl.concat([counts.head(TOP), counts.filter(pl.col("occupation").is_in(states))])
     rows = [
         (
@@ -138,10 +137,19 @@ def _moves(description: Description, smallest: int) -> RenderableType:
     return _table("Most frequent changes", ["from -> to", RECORDS, "share of changes", PERSONS], rows)
 
 
+def _told(counts: pl.DataFrame, smallest: int) -> pl.DataFrame:
+    """The cells that may be shown: the others have ``smallest`` persons together, lest the total tell of few."""
+    ascending = counts.sort(PERSONS)
+    persons, few = ascending[PERSONS], int((ascending[PERSONS] < smallest).sum())
+    while 0 < few < len(persons) and persons[:few].sum() < smallest:
+        few += 1
+    return ascending[few:]
+
+
 def _withheld(counts: pl.DataFrame, smallest: int, columns: int) -> list[tuple[str, ...]]:
-    """A last line that counts the cells of too few persons, without saying which they are."""
-    few = counts.filter(pl.col(PERSONS) < smallest).height
-    return [(f"{few} more, of fewer than {smallest} persons each", *[""] * columns)] if few else []
+    """A last line that counts the cells that are left out, without saying which they are."""
+    few = counts.height - _told(counts, smallest).height
+    return [(f"{few} more, left out to tell of no fewer than {smallest} persons", *[""] * columns)] if few else []
 
 
 def _careers(made_up: Sequence[str], smallest: int) -> list[RenderableType]:
