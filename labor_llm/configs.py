@@ -268,7 +268,7 @@ def _references(raw: Any) -> set[str]:
     nodes = [child for name, child in raw.items() if name not in {"hydra", *MODEL_PARTS}]
     while nodes:
         references = " ".join(re.findall(r"\$\{[^}]*", str(nodes.pop())))
-        new = set(re.findall(rf"\b(?:{'|'.join(MODEL_PARTS)})\b[\w.]*", references)) - found
+        new = set(re.findall(rf"(?<!\w)(?<!\w\.)(?:{'|'.join(MODEL_PARTS)})\b[\w.]*", references)) - found
         found |= new
         nodes += [_node(raw, key) for key in new]
     return found

@@ -126,20 +126,11 @@ def _regression(
 
 def _scores(told: pl.DataFrame) -> dict[str, Any]:
     """R2 and mean squared error, with errors clustered by person, of wages and by how much they are missed."""
-    weight, deviation = (
-        pl.col("weight"),
-        pl.col("wage") - (pl.col("weight") * pl.col("wage")).sum() / pl.col("weight").sum(),
-    )
-    weighed = told.select("person_id", "weight", errors=weight * pl.col("miss") ** 2, spread=weight * deviation**2)
-    errors_G, spread_G, weights_G = (
-        (
-            weighed.group_by("person_id", maintain_order=True)
-            .agg(pl.all().sum())
-            .select("errors", "spread", "weight")
-        )
-        .to_numpy()
-        .T
-    )
+    weight, wage = pl.col("weight"), pl.col("wage")
+    spread = wage - (weight * wage).sum() / weight.sum()
+    weighed = told.select("person_id", "weight", errors=weight * pl.col("miss") ** 2, spread=weight * spread**2)
+    sums = weighed.group_by("person_id", maintain_order=True).agg(pl.all().sum())
+    errors_G, spread_G, weights_G = (sums[name].to_numpy() for name in ("errors", "spread", "weight"))
     mse, mse_se = clustered_ratio(errors_G, weights_G)
     unexplained, r2_se = clustered_ratio(errors_G, spread_G)
     return {"r2": 1 - unexplained, "r2_se": r2_se, "mse": mse, "mse_se": mse_se}

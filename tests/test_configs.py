@@ -23,7 +23,8 @@ ENTRIES = {
     "defaults: [{dataset: panel}, {model: text}, {backbone: nano}, {trainer: default}, _self_,"
     "{experiment: null}]",
     "model/text.yaml": "name: ${backbone.name}\nparts: [{read: '${backbone}'}]\ntrainer: ${trainer}",
-    "model/codes.yaml": "trainer: {max_epochs: 7, learning_rate: '${trainer.learning_rate}'}",
+    "model/codes.yaml": "trainer: {max_epochs: 7, learning_rate: '${trainer.learning_rate}'}\n"
+    "backbone: own\nname: '${model.backbone}'",
     "dataset/panel.yaml": "name: panel",
     "dataset/table.yaml": "name: table\nraw: ???",
     "backbone/nano.yaml": "name: nano\nlayers: 2",
@@ -70,7 +71,7 @@ def test_the_shipped_configurations_are_found():
 def test_overrides_that_the_model_does_not_read_are_mistakes_outside_a_sweep():
     assert mistakes("model=codes", "trainer.max_epochs=4", "backbone=micro", "seed=1") == [
         "trainer.max_epochs=4: model=codes does not read trainer.max_epochs; it has model.trainer.max_epochs",
-        "backbone=micro: model=codes does not read backbone",
+        "backbone=micro: model=codes does not read backbone; it has model.backbone",
     ]
     assert (
         mistakes("model=codes", "trainer.learning_rate=1", "trainer=default", "model.trainer.max_epochs=4") == []

@@ -150,14 +150,14 @@ def _run_row(
     """
     metrics, seconds = run.metrics["metrics"], run.metrics.get("seconds", {})
     row: Row = {"dataset": dataset, "run": name}
-    for name_of, suffix in ((str, ""), (weighted_name, "_weighted")):
+    for suffix in ("", "_weighted"):
         parts = [metrics[part].get(f"perplexity{suffix}") for part in PARTS]
         few = any(0 < part["persons"] < min_persons for part in parts if part is not None)
         for key, (subset, metric) in METRICS_SHOWN.items():
             estimate = metrics[subset].get(f"{metric}{suffix}")
             if estimate is not None:
                 told = estimate["persons"] >= min_persons and not (few and subset != "all")
-                column = name_of(key)
+                column = weighted_name(key) if suffix else key
                 row |= {column: estimate["value"] if told else None}
                 row |= {f"{column}_se": estimate["se"] if told else None}
     row |= {key: run.metrics[key] for key in ("records", "persons")}

@@ -64,10 +64,10 @@ def curve_rows(
             parts = {
                 (name, place): cell for place, part in enumerate(binned) for name, cell in _cells(part, group)
             }
-            known = {key for key in parts if small_levels[key[0]] or key[1] in hidden_bins}
+            hidden = {key for key in parts if small_levels[key[0]] or key[1] in hidden_bins}
             unknown = [_unknown(part, group).person_counts for part in binned]
             counts = {key: cell.person_counts for key, cell in parts.items()}
-            left_out = _not_to_be_told(counts, known, unknown, min_persons)
+            left_out = _not_to_be_told(counts, hidden, unknown, min_persons)
             hidden_bins |= {place for _, place in left_out} if group == "all" else set()
             withheld += sum(not small_levels[name] for name, _ in left_out)
             rows += [
@@ -119,8 +119,9 @@ def _not_to_be_told(
     before = -1
     while before < len(left_out):
         before = len(left_out)
-        for line in {(axis, part[axis]) for part in counts for axis in (0, 1)}:
-            axis, name = line
+        for axis, name in dict.fromkeys(
+            (axis, part[axis]) for axis in (0, 1) for part in counts
+        ):  # in their order
             parts = [part for part in counts if part[axis] == name]
             shown = [part for part in parts if part not in left_out]
             hidden = [counts[part] for part in parts if part in left_out]
