@@ -94,7 +94,8 @@ def score(cfg: DictConfig) -> float | None:
     config["outputs"] = cfg.outputs or str(
         home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
     )
-    config["model"].get("trainer", {}).update({"accelerator": cfg.accelerator} if cfg.accelerator else {})
+    where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
+    config["model"].get("trainer", {}).update(where)
     merged = OmegaConf.create(config)
     _check(merged, ("test", "valid", "all"))
     parts = build(merged, ["dataset", "model"])

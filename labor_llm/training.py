@@ -1,9 +1,7 @@
 """Training of any network on careers, by Lightning's Trainer: the best weights are kept, and it can be resumed."""
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -14,11 +12,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 from transformers.utils import logging as transformers_logging
 
-from labor_llm.errors import RunError
+from labor_llm import devices
+from labor_llm.errors import ConfigError, RunError
+from labor_llm.shares import Share
 from labor_llm.tracking import Tracker
 
 
@@ -38,20 +39,42 @@ class LoopSettings:
     """Share of an epoch between validations."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints to resume from."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Careers per forward pass on each device, None for all of a step: smaller needs less memory, and gradients
+    are the same up to rounding."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Longest gradient; None leaves gradients as they are."""
+    dropout_until: float = Field(default=1.0, ge=0, le=1)
+    """Share of all steps after which ``nn.Dropout`` drops nothing; patience may end training before."""
+    gradient_checkpointing: bool = False
+    """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
+    compile: bool = False
+    """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bfloat16 products where the GPU or the processor multiplies them faster, else float32."""
+    tf32: bool = False
+    """Let a GPU round what float32 products multiply to 10 bits: faster where the precision is 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = Field(default=1, ge=1)
+    """GPUs of this machine, or processes on its CPU, that share the careers of every step."""
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("accelerator is gpu, but PyTorch finds no CUDA GPU on this machine; use auto or cpu")
+        if self.on_gpu and self.devices > torch.cuda.device_count():
+            raise ValueError(f"devices is {self.devices}, but this machine has {torch.cuda.device_count()} GPUs")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the settings let a network compute on a GPU of this machine."""
+        return self.accelerator != "cpu" and torch.cuda.is_available()
 
     @property
     def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
         """The precision with ``auto`` decided for this machine."""
         if self.precision != "auto":
             return self.precision
-        if self.accelerator != "cpu" and torch.cuda.is_available():
+        if self.on_gpu:
             return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
         return "bf16-mixed" if _processor_has_bf16() else "32-true"
 
@@ -64,28 +87,80 @@ class Training(L.LightningModule):
     settings_key: ClassVar[str]
     """Where the settings stand in a config."""
     settings: LoopSettings
+    layers: Sequence[nn.Module] = ()
+    """Those of the network that are compiled, or computed again for their gradients."""
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
+    def __init__(self, model: nn.Module, total_steps: int, seed: int) -> None:
         super().__init__()
-        self.model, self.seed = model, seed
+        self.model, self.total_steps, self.seed = model, total_steps, seed
         self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
         self.valid_nll, self.valid_records = (SumMetric(nan_strategy="disable") for _ in range(2))
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout follows from the seed and the place in training, so that a resumed run repeats it."""
-        state = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx)).generate_state(1)
-        torch.manual_seed(int(state[0]))
+    def setup(self, stage: str) -> None:
+        """How products are rounded, in every process."""
+        if self.settings.on_gpu:
+            torch.set_float32_matmul_precision("high" if self.settings.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = self.settings.tf32
 
-    def log_loss(self, loss: Tensor) -> None:
-        """Tell the tracker and the progress bar."""
-        self.log("train/loss", loss.detach(), batch_size=1)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)
+    def check_layers(self) -> None:
+        """A ConfigError if a setting asks for layers of a network that has none."""
+        for name in ("gradient_checkpointing", "compile"):
+            if getattr(self.settings, name) and not self.layers:
+                raise ConfigError(
+                    f"{self.settings_key}.{name}: {type(self.model).__name__} does not say which of its modules "
+                    "are layers; leave it out"
+                )
+
+    def recompute(self, again: bool) -> None:
+        """Whether activations within layers are computed again for the gradients, instead of kept."""
+
+    def on_fit_start(self) -> None:
+        """Prepare the layers as they are trained."""
+        self.recompute(self.settings.gradient_checkpointing)
+        for layer in self.layers if self.settings.compile else ():
+            layer.compile(dynamic=True)
+
+    def on_fit_end(self) -> None:
+        """And as they are scored, with other attention."""
+        self.recompute(False)
+        for layer in self.layers:
+            layer._compiled_call_impl = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout follows from the seed and the place in training, so that a resumed run repeats it.
+
+        There is none in the last steps, in which a model learns how sure it may be without.
+        """
+        place = self.seed, self.current_epoch, batch_idx, self.global_rank
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        if self.global_step >= self.settings.dropout_until * self.total_steps:
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+
+    def step_loss(self, nll: Tensor, predicted: Tensor | int) -> Tensor:
+        """The batch's part of the step's mean loss, from its sum and from how much the whole step predicts.
+
+        As large as makes the mean over the step's batches and over all devices that of the step: Lightning takes
+        the one, and the synchronised gradients are the other.
+        """
+        loss = nll / predicted * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        several = self.trainer.world_size > 1
+        self.log("train/loss", loss.detach(), batch_size=1, sync_dist=several)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1, sync_dist=several)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip; Lightning's own clipping refuses fused optimizers."""
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
 
     def on_validation_epoch_end(self) -> None:
         nll, records = (metric.compute().cpu().double() for metric in (self.valid_nll, self.valid_records))
         perplexity = (nll / records).exp()  # in float64, since titles of many tokens start above exp(88)
-        self.log(self.monitor, perplexity)
-        self.log("valid", perplexity, prog_bar=True, logger=False)
+        several = self.trainer.world_size > 1  # the sums are those of all devices already
+        self.log(self.monitor, perplexity, sync_dist=several)
+        self.log("valid", perplexity, prog_bar=True, logger=False, sync_dist=several)
         self.valid_nll.reset()
         self.valid_records.reset()
 
@@ -121,12 +196,13 @@ class TrackerLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The config is handed to the tracker when it starts, not here."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Pass the metrics on."""
+        """Pass the metrics on, those of all devices once."""
         self._tracker.log(dict(metrics), step or 0)
 
 
-class Batches(Protocol):
+class TrainingBatches(devices.Batches, Protocol):
     """Batches of one epoch after another, and where the next one is."""
 
     parts: int
@@ -135,7 +211,7 @@ class Batches(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def __len__(self) -> int: ...
+    def share(self, share: Share) -> "TrainingBatches": ...
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -145,49 +221,69 @@ class Batches(Protocol):
 
 
 def train_to_best(
-    module: Training, train: Batches, valid: Any, tracker: Tracker, folder: Path | None, progress: bool
+    module: Training,
+    train: TrainingBatches,
+    valid: devices.Batches,
+    tracker: Tracker,
+    folder: Path | None,
+    progress: bool,
 ) -> None:
     """Train until the epochs or the patience end, then take the weights of the best validation.
+
+    Several devices train as one does, up to rounding: each has its share of every step's careers.
 
     A checkpoint in ``folder`` that an interrupted call left is resumed from, to the same weights as if it had
     not been interrupted (bit for bit in float32 on a CPU). A RunError if the loss was never a number.
     """
     settings = module.settings
-    with tempfile.TemporaryDirectory() as scratch:
+    module.check_layers()
+    one = train.share(Share(0, settings.devices))
+    valid.share(Share(0, settings.devices))
+    with tempfile.TemporaryDirectory() as scratch, devices.reachable(tracker, settings.devices) as reachable:
         checkpoints = folder or Path(scratch)
         last = checkpoints / "last.ckpt"
         trainer = lightning_trainer(
             settings,
             progress,
             callbacks=_fitting_callbacks(settings, checkpoints, module.monitor),
-            logger=TrackerLogger(tracker),
+            logger=TrackerLogger(reachable),
             max_epochs=settings.max_epochs,
-            accumulate_grad_batches=train.parts,
-            val_check_interval=round(train.steps * settings.validate_every) * train.parts or train.parts,
+            accumulate_grad_batches=one.parts,
+            val_check_interval=round(one.steps * settings.validate_every) * one.parts or one.parts,
             precision=settings.resolved_precision,
-            log_every_n_steps=min(10, len(train)),
+            log_every_n_steps=min(10, len(one)),
             num_sanity_val_steps=0,
         )
-        trainer.fit(module, train, valid, ckpt_path=last if last.exists() else None, weights_only=True)
-        best = trainer.checkpoint_callback
-        assert isinstance(best, ModelCheckpoint)
-        if best.best_model_score is None or not torch.isfinite(best.best_model_score):
-            raise RunError(
-                f"training diverged: {module.monitor} was never a number up to step {trainer.global_step}. "
-                f"Lower {module.settings_key}.learning_rate (now {settings.learning_rate})."
-            )
-        module.load_trained(checkpoints / "best.ckpt")
+        with devices.raising_own_errors():
+            data = devices.Shared(train, valid)
+            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+        _take_best(module, checkpoints, trainer)
+
+
+def _take_best(module: Training, checkpoints: Path, trainer: L.Trainer) -> None:
+    """Take over the weights of the best validation, as its file has them; a RunError if none was a number."""
+    best = trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    last = torch.load(checkpoints / "last.ckpt", map_location="cpu", weights_only=True)
+    score = last["callbacks"][best.state_key]["best_model_score"]
+    if score is None or not torch.isfinite(score):
+        raise RunError(
+            f"training diverged: {module.monitor} was never a number up to step {last['global_step']}. "
+            f"Lower {module.settings_key}.learning_rate (now {module.settings.learning_rate})."
+        )
+    module.load_trained(checkpoints / "best.ckpt")
 
 
 def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) -> L.Trainer:
-    """A Trainer on one device, quiet but for its progress bar and its warnings."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec", module="pytorch_lightning")  # its own use of torch
+    """A Trainer on the settings' devices, quiet but for its progress bar and its warnings."""
+    devices.quiet()
     transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
+    number = arguments.pop("devices", settings.devices)
     return L.Trainer(
-        accelerator="gpu" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu",
-        devices=1,
+        accelerator="gpu" if settings.on_gpu else "cpu",
+        devices=number,
+        strategy=devices.strategy(number),
         callbacks=[*callbacks, *([RichProgressBar(console_kwargs={"stderr": True})] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -195,6 +291,15 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
         use_distributed_sampler=False,
         **arguments,
     )
+
+
+def predict_all(
+    module: Training, batches: devices.Batches, precision: Literal["32-true", "bf16-mixed"], progress: bool
+) -> list[devices.Outputs]:
+    """What ``predict_step`` gives for every batch, those of one device after those of another."""
+    number = min(module.settings.devices, len(batches))
+    trainer = lightning_trainer(module.settings, progress, devices=number, logger=False, precision=precision)
+    return devices.predicted(trainer, module, batches)
 
 
 class ResumePoint(Checkpoint):

@@ -18,7 +18,7 @@ from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
 from labor_llm.language.checks import check_packing
-from labor_llm.language.finetune import FineTuning, TrainerSettings, _prepared
+from labor_llm.language.finetune import FineTuning, TrainerSettings
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
@@ -217,9 +217,9 @@ def test_compiled_layers_learn_the_same(llama_folder, monkeypatch):
 def test_a_model_without_known_layers_cannot_be_compiled(llama_folder):
     model = LlamaForCausalLM.from_pretrained(llama_folder)
     model._no_split_modules = None
-    with pytest.raises(ConfigError, match=r"trainer\.compile: LlamaForCausalLM does not say"):  # noqa: SIM117
-        with _prepared(model, TrainerSettings(learning_rate=1e-3, max_epochs=1, compile=True)):
-            pass
+    settings = TrainerSettings(learning_rate=1e-3, max_epochs=1, compile=True)
+    with pytest.raises(ConfigError, match=r"trainer\.compile: LlamaForCausalLM does not say"):
+        FineTuning(model, settings, total_steps=1, seed=0).check_layers()
 
 
 @pytest.mark.gpu

@@ -19,6 +19,7 @@ from labor_llm.models.base import Workspace, choice_set
 from labor_llm.models.career import Career
 from labor_llm.models.logit import Logit
 from labor_llm.run import run, score
+from labor_llm.sequences import transformer
 
 SMALL = {"layers": 1, "width": 12, "feed_forward": 24, "heads": 3}
 
@@ -71,6 +72,64 @@ def test_an_interrupted_fit_ends_with_the_same_weights(batches, tmp_path, monkey
     resumed = weights(model().fit(TRAIN, VALID, CHOICES, Workspace(tmp_path)))
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
+
+
+def small_career(dropout=0.0, **settings) -> Career:
+    """A CAREER of one layer after training with some settings."""
+    career = coded(Career, **SMALL, dropout=dropout, trainer=trainer(max_epochs=2, **settings))
+    return career.fit(TRAIN, VALID, CHOICES)
+
+
+SAME = [
+    pytest.param({"micro_batch_size": 5}, 0.0, id="micro"),
+    pytest.param({"gradient_checkpointing": True}, 0.2, id="checkpointing"),
+    pytest.param({"compile": True}, 0.0, id="compile", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("settings", "dropout"), SAME)
+def test_what_saves_memory_or_time_learns_the_same(settings, dropout):
+    plain, other = small_career(dropout), small_career(dropout, **settings)
+    np.testing.assert_allclose(other.log_probs(TEST), plain.log_probs(TEST), atol=1e-4)
+
+
+def test_layers_are_computed_again_while_training_and_only_if_asked(monkeypatch):
+    called = []
+    again = transformer.checkpoint
+    monkeypatch.setattr(transformer, "checkpoint", lambda *args, **how: (called.append(1), again(*args, **how))[1])
+    small_career()
+    assert not called
+    small_career(gradient_checkpointing=True)
+    assert len(called) == 2 * 3  # two epochs of forty careers, sixteen a step
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "compile"])
+def test_a_network_without_layers_has_none_to_compile(name):
+    bag = coded(BagOfJobs, width=4, trainer=trainer(**{name: True}))
+    with pytest.raises(ConfigError, match=rf"model\.trainer\.{name}: Bag\w* does not say which"):
+        bag.fit(TRAIN, VALID, CHOICES)
+
+
+def test_gradients_are_clipped_and_dropout_ends(monkeypatch):
+    lengths, shares = [], []
+    clip, start = torch.nn.utils.clip_grad_norm_, training.Training.on_train_batch_start
+
+    def clipped(parameters, length):
+        lengths.append(length)
+        return clip(parameters, length)
+
+    def started(module, *args):
+        start(module, *args)
+        shares.append(module.model.layers[0].dropout.p)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    monkeypatch.setattr(training.Training, "on_train_batch_start", started)
+    loose = weights(small_career(dropout=0.1))
+    assert not lengths
+    tight = small_career(dropout=0.1, clip_norm=1e-3, dropout_until=0.5)
+    assert lengths == [1e-3] * 6
+    assert shares == [0.1] * 9 + [0.0] * 3
+    assert any(not torch.equal(loose[name], value) for name, value in weights(tight).items())
 
 
 def test_diverged_training_names_the_key_to_change():

@@ -8,11 +8,12 @@ import torch
 from conftest import CAREERS, CHOICES, TRAIN, panel
 from torch.nn.functional import gelu, layer_norm
 
+from labor_llm.dropout import dropped
 from labor_llm.sequences.bag import BagOfJobsNetwork
 from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches, Grid, collate
 from labor_llm.sequences.codes import CodeBook
 from labor_llm.sequences.lstm import ContextualLSTM
-from labor_llm.sequences.transformer import CareerTransformer, dropped, sinusoids
+from labor_llm.sequences.transformer import CareerTransformer, sinusoids
 
 UNEVEN = panel(
     person_id=["a"] * 5 + ["b"] * 1 + ["c"] * 3 + ["d"] * 2,

@@ -1,9 +1,12 @@
 """Careers in batches. For training, the order follows from the seed, the epoch and the batch, so it can resume.
 
+On several devices each has its share of every batch, careers of all lengths in it.
+
 Shapes: B careers of a batch, L tokens of its longest, T of all of them; a packed batch has B = 1 and L = T.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from itertools import pairwise
 from math import ceil
 from typing import Any, Literal, TypedDict
@@ -17,6 +20,7 @@ from torch.utils.data import Dataset
 from labor_llm.language.loss import IGNORED
 from labor_llm.language.scoring import PackedCareers
 from labor_llm.language.tokens import EncodedCareers
+from labor_llm.shares import WHOLE, Share
 
 Layout = Literal["packed", "padded"]
 LossOn = Literal["all", "titles"]
@@ -33,7 +37,7 @@ class CareerBatch(TypedDict):
     labels: Tensor
     """The tokens themselves, IGNORED where there is no loss (B, L)."""
     step_tokens: Tensor
-    """Tokens with a loss in the whole optimizer step that this batch is a part of."""
+    """Tokens with a loss in the whole optimizer step that this batch is a part of, on all devices."""
     records: Tensor
     """How many titles the batch holds."""
 
@@ -88,8 +92,8 @@ def _padded(ids: list[NDArray[np.int64]], labels: list[NDArray[np.int64]]) -> tu
 class TrainingBatches:
     """Shuffled batches of one epoch after another; an epoch's last, incomplete step is left out.
 
-    A step's ``batch_size`` careers are cut into ``parts`` batches of at most ``micro_batch_size``. Padded careers
-    are batched with others of about their length.
+    A step's ``batch_size`` careers are cut into ``parts`` batches of at most ``micro_batch_size`` on each device.
+    Padded careers are batched with others of about their length.
     """
 
     def __init__(
@@ -100,12 +104,18 @@ class TrainingBatches:
         loss_on: LossOn,
         seed: int,
         layout: Layout = "packed",
+        share: Share = WHOLE,
     ) -> None:
-        self.encoded, self.loss_on, self.seed, self.layout = encoded, loss_on, seed, layout
-        self.batch_size = min(batch_size, len(encoded))
-        self.parts = ceil(self.batch_size / micro_batch_size)
+        self.encoded, self.loss_on, self.seed, self.layout, self.own = encoded, loss_on, seed, layout, share
+        self.batch_size = share.even(min(batch_size, len(encoded)))
+        self.parts = ceil(self.batch_size / (micro_batch_size * share.devices))
         """Forward passes of an optimizer step."""
         self.epoch, self.batch = 0, 0
+        self._given = batch_size, micro_batch_size, loss_on, seed, layout
+
+    def share(self, share: Share) -> "TrainingBatches":
+        """What one of several devices has of these batches."""
+        return TrainingBatches(self.encoded, *self._given, share)
 
     @property
     def steps(self) -> int:
@@ -124,7 +134,8 @@ class TrainingBatches:
             careers = careers[np.argsort(self.encoded.lengths[careers], kind="stable")]
             self.batch += 1
             tokens = self._supervised_tokens(careers)
-            chosen = np.array_split(careers, self.parts)[part]
+            alike = careers.reshape(-1, self.own.devices)  # careers of about one length for all devices
+            chosen = np.array_split(alike, self.parts)[part][:, self.own.device]
             yield collate(self.encoded, chosen, self.layout, self.loss_on, tokens)
 
     def _order(self) -> NDArray[np.int64]:
@@ -158,16 +169,23 @@ class TrainingBatches:
 class ValidationBatches:
     """All careers once, similar lengths together, with a loss on titles only."""
 
-    def __init__(self, encoded: EncodedCareers, batch_size: int, layout: Layout = "packed") -> None:
+    def __init__(
+        self, encoded: EncodedCareers, batch_size: int, layout: Layout = "packed", share: Share = WHOLE
+    ) -> None:
         self.encoded, self.batch_size, self.layout = encoded, batch_size, layout
+        self._order = share.of(np.argsort(encoded.lengths, kind="stable"))
+
+    def share(self, share: Share) -> "ValidationBatches":
+        """What one of several devices has of these careers."""
+        return ValidationBatches(self.encoded, self.batch_size, self.layout, share)
 
     def __len__(self) -> int:
-        return ceil(len(self.encoded) / self.batch_size)
+        return ceil(len(self._order) / self.batch_size)
 
     def __iter__(self) -> Iterator[CareerBatch]:
-        order = np.argsort(self.encoded.lengths, kind="stable")
-        for start in range(0, len(order), self.batch_size):
-            yield collate(self.encoded, order[start : start + self.batch_size], self.layout, "titles")
+        for start in range(0, len(self._order), self.batch_size):
+            chosen = self._order[start : start + self.batch_size]
+            yield collate(self.encoded, chosen, self.layout, "titles")
 
 
 class ScoringBatch(TypedDict):
@@ -194,6 +212,12 @@ class ScoringBatches(Dataset[ScoringBatch]):
                 start, tokens = career, 0
             tokens += length
         self.batches.append(range(start, len(encoded)))
+
+    def share(self, share: Share) -> "ScoringBatches":
+        """What one of several devices has of these batches."""
+        own = copy(self)
+        own.batches = self.batches[share.device :: share.devices]
+        return own
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -1,7 +1,6 @@
 """Fine-tuning and scoring of a language model by Lightning's Trainer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from labor_llm.errors import ConfigError
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.batches import (
     CareerBatch,
@@ -37,7 +35,7 @@ from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
-from labor_llm.training import LoopSettings, Training, lightning_trainer, train_to_best
+from labor_llm.training import LoopSettings, Training, predict_all, train_to_best
 
 MONITOR = "valid/perplexity_raw"
 """exp of minus the mean log-probability of the realised title before normalisation: one pass per career."""
@@ -48,20 +46,14 @@ class TrainerSettings(LoopSettings):
     """How a language model is trained."""
 
     micro_batch_size: int = Field(default=8, ge=1)
-    """Careers per forward pass; smaller needs less memory, and gradients are the same up to rounding."""
+    """Careers per forward pass on each device, as above."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
     layout: Layout = "packed"
     """Careers end to end in one row without padding, or one career a row, padded."""
     loss_on: LossOn = "all"
     """Learn to write the whole text, or only the titles in it."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the learning rate rises."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    dropout_until: float = Field(default=1.0, ge=0, le=1)
-    """Share of all steps after which ``nn.Dropout`` drops nothing; patience may end training before."""
-    gradient_checkpointing: bool = False
-    """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
-    compile: bool = False
-    """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
 
 
 class FineTuning(Training):
@@ -76,21 +68,19 @@ class FineTuning(Training):
     scorer: TitleScorer
 
     def __init__(self, model: PreTrainedModel, settings: TrainerSettings, total_steps: int, seed: int) -> None:
-        super().__init__(model, seed)
-        self.settings, self.total_steps = settings, total_steps
+        super().__init__(model, total_steps, seed)
+        self.settings = settings
+        names = model._no_split_modules or ()
+        self.layers = [module for module in model.modules() if type(module).__name__ in names]
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """No dropout in the last steps, in which a model learns how sure it may be without."""
-        super().on_train_batch_start(batch, batch_idx)
-        if self.global_step >= self.settings.dropout_until * self.total_steps:
-            for module in self.model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+    def recompute(self, again: bool) -> None:
+        if again:
+            _checkpointing(self.model, "enable", {"use_reentrant": False})
+        elif self.settings.gradient_checkpointing:
+            _checkpointing(self.model, "disable")
 
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
-        loss = self._nll(batch) / batch["step_tokens"] * self.trainer.accumulate_grad_batches
-        self.log_loss(loss)
-        return loss
+        return self.step_loss(self._nll(batch), batch["step_tokens"])
 
     def validation_step(self, batch: CareerBatch, batch_idx: int) -> None:
         self.valid_nll.update(self._nll(batch))
@@ -106,16 +96,12 @@ class FineTuning(Training):
         with self.trainer.precision_plugin.predict_step_context():
             check_scores(self.scorer, batch["careers"].to(self.device))
 
-    def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Scores]:
-        """The places of the batch's records in the table, and their scores."""
+    def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The places of the batch's records in the table, their scores, and what was not expanded of them."""
         careers = batch["careers"]
         realised_only = isinstance(self.scoring, RealizedScoring)
         scores = self.scorer.score_realised(careers) if realised_only else self.scorer.score(careers)
-        return batch["records_Q"], scores
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip; Lightning's own clipping refuses fused optimizers."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        return batch["records_Q"], scores.raw_QJ, scores.unexpanded_Q
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -145,30 +131,8 @@ def fine_tune(
     module.train()  # a loaded model comes without dropout
     if module.settings.layout == "packed":
         check_packing(module.model, train.encoded)
-    with _prepared(module.model, module.settings):
+    with attending(module.model, PACKED) if module.settings.layout == "packed" else nullcontext():
         train_to_best(module, train, valid, tracker, folder, progress)
-
-
-@contextmanager
-def _prepared(model: PreTrainedModel, settings: TrainerSettings) -> Iterator[None]:
-    """The model as it is trained: its attention, what it keeps for the gradients, what is compiled."""
-    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-    if settings.compile and not layers:
-        raise ConfigError(
-            f"trainer.compile: {type(model).__name__} does not say which of its modules are layers; leave it out"
-        )
-    if settings.gradient_checkpointing:
-        _checkpointing(model, "enable", {"use_reentrant": False})
-    for layer in layers if settings.compile else ():
-        layer.compile(dynamic=True)
-    try:
-        with attending(model, PACKED) if settings.layout == "packed" else nullcontext():
-            yield
-    finally:
-        if settings.gradient_checkpointing:
-            _checkpointing(model, "disable")
-        for layer in layers:
-            layer._compiled_call_impl = None  # scoring calls the layers with other attention
 
 
 def _checkpointing(model: PreTrainedModel, change: Literal["enable", "disable"], *arguments: Any) -> None:
@@ -185,19 +149,17 @@ def score_careers(
     scoring: Scoring,
     progress: bool,
 ) -> Scores:
-    """Scores of all records, in the order of the table, by the Trainer's predict loop.
+    """Scores of all records, in the order of the table, by the Trainer's predict loop on all devices.
 
     ``realised_N`` holds the place of each record's occupation among the trie's titles, -1 where it is outside.
     """
     module.trie, module.scoring = trie, scoring
     budget = tokens_per_pass(scoring, module.model.config.vocab_size)
-    loader = DataLoader(ScoringBatches(encoded, realised_N, budget), batch_size=None)
+    batches = ScoringBatches(encoded, realised_N, budget)
     in_float32 = all(parameter.dtype == torch.float32 for parameter in module.parameters())
     precision = "32-true" if in_float32 else module.settings.resolved_precision
-    scored = lightning_trainer(module.settings, progress, logger=False, precision=precision).predict(
-        module, loader
-    )
-    assert scored is not None
-    records, scores = zip(*scored, strict=True)
-    assert torch.equal(torch.cat(records), torch.arange(len(realised_N)))
-    return Scores.joined(scores)
+    scored = predict_all(module, batches, precision, progress)
+    records_N, *scores = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    if not torch.equal(records_N, torch.arange(len(realised_N))):  # one device after another
+        scores = [part[records_N.argsort()] for part in scores]
+    return Scores(*scores)

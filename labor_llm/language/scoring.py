@@ -6,7 +6,6 @@ beginning of another, so the titles' probabilities cannot sum to more than one).
 Legend: T tokens of all careers of a batch, Q records, J titles.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 
 import torch
@@ -123,7 +122,7 @@ class PackedCareers:
         return places.to(self.ids_T.device)
 
 
-@plain_dataclass  # not frozen: Lightning moves its tensors to the computer's own memory
+@plain_dataclass(frozen=True)
 class Scores:
     """What the titles' trees gave."""
 
@@ -142,8 +141,3 @@ class Scores:
     def bound_Q(self) -> Tensor:
         """After normalisation, no event's probability (no set of titles') is further from the exact one."""
         return self.unexpanded_Q / self.sums_Q
-
-    @classmethod
-    def joined(cls, parts: Sequence["Scores"]) -> "Scores":
-        """The scores of several batches, one after the other."""
-        return cls(torch.cat([part.raw_QJ for part in parts]), torch.cat([part.unexpanded_Q for part in parts]))

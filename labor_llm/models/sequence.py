@@ -42,19 +42,18 @@ class SequenceModel(OccupationModel):
     def _fit(self, train: Careers, valid: Careers, workspace: Workspace) -> None:
         L.seed_everything(self.seed, verbose=False)
         self._book = CodeBook.of(train, self.choice_set, self.covariates)
-        self._module = self._training(self._start())
-        batches = CodeTrainingBatches(self._book.encode(train), self.trainer.batch_size, self.seed)
+        settings, coded = self.trainer, self._book.encode(train)
+        batches = CodeTrainingBatches(coded, settings.batch_size, self.seed, settings.micro_batch_size)
         held_out = CodeScoringBatches(self._book.encode(valid), SCORED_RECORDS)
-        train_to_best(
-            self._module, batches, held_out.loader(), workspace.tracker, workspace.folder, workspace.progress
-        )
+        self._module = self._training(self._start(), settings.max_epochs * batches.steps)
+        train_to_best(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
     def _start(self) -> nn.Module:
         """The network as it is before training."""
         return self._network(self._book, logit_count(len(self.choice_set), self.two_stage))
 
-    def _training(self, network: nn.Module) -> CodeTraining:
-        return CodeTraining(network, len(self.choice_set), self.trainer, self.seed)
+    def _training(self, network: nn.Module, total_steps: int = 1) -> CodeTraining:
+        return CodeTraining(network, len(self.choice_set), self.trainer, total_steps, self.seed)
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
         log_probs_NJ = score(self._module, self._book.encode(careers), workspace.progress)

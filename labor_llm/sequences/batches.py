@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from labor_llm.sequences.codes import CodedCareers
+from labor_llm.shares import WHOLE, Share
 
 ROWS = 4
 """Filled grids have a multiple of so many rows: a processor prepares its matrix products anew for every shape."""
@@ -36,11 +37,13 @@ class CodeBatch(TypedDict):
     """The record's row in the table."""
     filled_T: Tensor
     """The record's slot in a grid whose rows hold as many whole careers as go into them."""
+    step_records: int
+    """Records with a target in the whole optimizer step that this batch is a part of, on all devices."""
     width: int
     """Records of a row of that grid: those of the longest career of all, so that batches have few shapes."""
 
 
-def collate(coded: CodedCareers, persons: NDArray[np.int64]) -> CodeBatch:
+def collate(coded: CodedCareers, persons: NDArray[np.int64], step_records: int = 0) -> CodeBatch:
     """The careers of some persons."""
     rows, counts, width = coded.rows(persons), coded.lengths[persons], int(coded.lengths.max())
     places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
@@ -52,6 +55,7 @@ def collate(coded: CodedCareers, persons: NDArray[np.int64]) -> CodeBatch:
         targets_T=torch.from_numpy(coded.targets_N[rows]),
         rows_T=torch.from_numpy(rows),
         filled_T=torch.from_numpy(np.repeat(_first_slots(counts, width), counts) + places),
+        step_records=step_records,
         width=width,
     )
 
@@ -102,26 +106,47 @@ class Grid:
 
 
 class CodeTrainingBatches:
-    """Batches of one epoch after another, every person once in each, in another order every time."""
+    """Batches of one epoch after another, every person once in each, in another order every time.
 
-    parts = 1
+    A step's careers, ``batch_size`` or somewhat fewer, are cut into ``parts`` batches, of ``micro_batch_size`` or
+    about that on each device; None for a step's share in one.
+    """
 
-    def __init__(self, coded: CodedCareers, batch_size: int, seed: int) -> None:
-        self.coded, self.seed = coded, seed
+    def __init__(
+        self,
+        coded: CodedCareers,
+        batch_size: int,
+        seed: int,
+        micro_batch_size: int | None = None,
+        share: Share = WHOLE,
+    ) -> None:
+        self.coded, self.seed, self.own = coded, seed, share
         self.steps = ceil(len(coded) / batch_size)
-        """Batches of an epoch; they differ by one career at most."""
+        """Optimizer steps of an epoch; they differ by one career at most."""
+        smallest = share.even(len(coded) // self.steps)
+        wanted = ceil(batch_size / ((micro_batch_size or batch_size) * share.devices))
+        self.parts = min(wanted, smallest // share.devices)
+        """Forward passes of an optimizer step."""
         self.epoch, self.batch = 0, 0
+        self._given = batch_size, seed, micro_batch_size
+
+    def share(self, share: Share) -> "CodeTrainingBatches":
+        """What one of several devices has of these batches."""
+        return CodeTrainingBatches(self.coded, *self._given, share)
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.parts
 
     def __iter__(self) -> Iterator[CodeBatch]:
         self.load_state_dict(self.state_dict())  # from the end of an epoch to the start of the next
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.coded))
         steps = np.array_split(order, self.steps)
         while self.batch < len(self):
+            step, part = divmod(self.batch, self.parts)
             self.batch += 1
-            yield collate(self.coded, steps[self.batch - 1])
+            records = int((self.coded.targets_N[self.coded.rows(steps[step])] >= 0).sum())
+            chosen = np.array_split(steps[step], self.parts)[part]
+            yield collate(self.coded, self.own.of(chosen), records)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is."""
@@ -137,12 +162,16 @@ class CodeTrainingBatches:
 class CodeScoringBatches(Dataset[CodeBatch]):
     """Every career once, similar lengths together, as many as have about so many records."""
 
-    def __init__(self, coded: CodedCareers, records: int) -> None:
-        self.coded = coded
-        order = np.argsort(coded.lengths, kind="stable")
+    def __init__(self, coded: CodedCareers, records: int, share: Share = WHOLE) -> None:
+        self.coded, self.records = coded, records
+        order = share.of(np.argsort(coded.lengths, kind="stable"))
         ends = coded.lengths[order].cumsum()
         cuts = np.searchsorted(ends, np.arange(records, ends[-1], records)) + 1
         self.batches = [persons for persons in np.split(order, cuts) if len(persons)]
+
+    def share(self, share: Share) -> "CodeScoringBatches":
+        """What one of several devices has of these careers."""
+        return CodeScoringBatches(self.coded, self.records, share)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -150,6 +179,5 @@ class CodeScoringBatches(Dataset[CodeBatch]):
     def __getitem__(self, place: int) -> CodeBatch:
         return collate(self.coded, self.batches[place])
 
-    def loader(self) -> "DataLoader[CodeBatch]":
-        """A loader that hands the batches on as they are."""
-        return DataLoader(self, batch_size=None)
+    def __iter__(self) -> Iterator[CodeBatch]:
+        return map(self.__getitem__, range(len(self)))

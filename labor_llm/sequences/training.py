@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from labor_llm.sequences.batches import CodeBatch, CodeScoringBatches
 from labor_llm.sequences.codes import CodedCareers
 from labor_llm.sequences.heads import LIMIT, choice_log_probs, choice_nll
-from labor_llm.training import LoopSettings, Training, lightning_trainer
+from labor_llm.training import LoopSettings, Training, predict_all
 
 BETAS = (0.9, 0.98)
 """Adam's, as in the reference code of CAREER."""
@@ -38,15 +38,20 @@ class CodeTraining(Training):
     settings_key = "model.trainer"
     settings: CodeTrainerSettings
 
-    def __init__(self, model: nn.Module, choices: int, settings: CodeTrainerSettings, seed: int) -> None:
-        super().__init__(model, seed)
+    def __init__(
+        self, model: nn.Module, choices: int, settings: CodeTrainerSettings, total_steps: int, seed: int
+    ) -> None:
+        super().__init__(model, total_steps, seed)
         self.choices, self.settings = choices, settings
+        self.layers = list(getattr(model, "layers", ()))
+
+    def recompute(self, again: bool) -> None:
+        for layer in self.layers:
+            layer.recomputed = again  # type: ignore[assignment]
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        nll, records = self._nll(batch)
-        loss = nll / records.clamp(min=1)
-        self.log_loss(loss)
-        return loss
+        nll, _ = self._nll(batch)
+        return self.step_loss(nll, max(batch["step_records"], 1))
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         nll, records = self._nll(batch)
@@ -85,10 +90,8 @@ class CodeTraining(Training):
 
 def score(module: CodeTraining, coded: CodedCareers, progress: bool) -> NDArray[np.float32]:
     """Log-probabilities of all records in the order of the table, (N, J), in nats."""
-    trainer = lightning_trainer(
-        module.settings, progress, logger=False, precision=module.settings.resolved_precision
-    )
+    batches, precision = CodeScoringBatches(coded, SCORED_RECORDS), module.settings.resolved_precision
     log_probs_NJ = np.empty((len(coded.targets_N), module.choices), dtype=np.float32)
-    for rows, log_probs in trainer.predict(module, CodeScoringBatches(coded, SCORED_RECORDS).loader()) or []:
+    for rows, log_probs in predict_all(module, batches, precision, progress):
         log_probs_NJ[rows.numpy()] = log_probs.numpy()
     return log_probs_NJ

@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
+from torch.utils.checkpoint import checkpoint
 
-from labor_llm.dropout import dropped
+from labor_llm.dropout import Dropout
 from labor_llm.sequences.batches import CodeBatch, Grid
 from labor_llm.sequences.codes import CodeBook
 
@@ -29,7 +30,7 @@ class CareerTransformer(nn.Module):
         self, book: CodeBook, logits: int, layers: int, width: int, feed_forward: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
-        self.width, self.dropout = width, dropout
+        self.width, self.dropout = width, Dropout(dropout)
         self.occupations = embedding(book.start + 2, width, book.outside)
         self.columns = book.columns
         self.covariates = nn.ModuleDict(
@@ -52,10 +53,13 @@ class CareerTransformer(nn.Module):
         state_TD = state_TD + sinusoids(batch["places_T"] + FIRST_POSITION, self.width)
         for name, table in self.covariates.items():
             state_TD = state_TD + table(batch["covariates_TC"][:, self.columns[name]])
-        state_RLD = dropped(grid.spread(state_TD), self.dropout, self.training)
+        state_RLD = self.dropout(grid.spread(state_TD))
         bias_R1LL = attention_bias(grid.spread(batch["careers_T"][:, None], empty=-1)[..., 0])
         for layer in self.layers:
-            state_RLD = layer(state_RLD, bias_R1LL)
+            if layer.recomputed and self.training:
+                state_RLD = checkpoint(layer, state_RLD, bias_R1LL, use_reentrant=False)
+            else:
+                state_RLD = layer(state_RLD, bias_R1LL)
         states_TD: Tensor = self.norm(grid.collected(state_RLD))
         return states_TD
 
@@ -65,7 +69,9 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, feed_forward: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, Dropout(dropout)
+        self.recomputed = False
+        """Whether its activations are computed again for the gradients, instead of kept."""
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.read = nn.Linear(width, width)
@@ -79,9 +85,10 @@ class Layer(nn.Module):
     def forward(self, state_RLD: Tensor, bias_R1LL: Tensor) -> Tensor:
         """The state after the layer, (R, L, D)."""
         read_RLD = self.read(self._attention(self.attention_norm(state_RLD), bias_R1LL))
-        state_RLD = state_RLD + dropped(read_RLD, self.dropout, self.training)
+        state_RLD = state_RLD + self.dropout(read_RLD)
         change_RLD = self.down(gelu(self.up(self.feed_forward_norm(state_RLD))))
-        return state_RLD + dropped(change_RLD, self.dropout, self.training)
+        after_RLD: Tensor = state_RLD + self.dropout(change_RLD)
+        return after_RLD
 
     def _attention(self, state_RLD: Tensor, bias_R1LL: Tensor) -> Tensor:
         """What each record reads, (R, L, D); the softmax is taken in float32."""
@@ -90,7 +97,7 @@ class Layer(nn.Module):
         query, key, value = parts.contiguous().flatten(1, 2).unbind(0)  # each (R H, L, D / H)
         scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2)).float()
         shares = (scores.view(rows, -1, length, length) + bias_R1LL).softmax(-1).to(value.dtype)
-        read = torch.bmm(dropped(shares, self.dropout, self.training).flatten(0, 1), value)
+        read = torch.bmm(self.dropout(shares).flatten(0, 1), value)
         return read.view(rows, -1, length, width // self.heads).transpose(1, 2).reshape(rows, length, width)
 
 
