@@ -209,6 +209,13 @@ def test_runs_that_share_a_name_show_what_differs(tmp_path):
     assert compare([tmp_path]).table["run"].to_list() == ["nano (seed=2)", "nano (seed=1)"]
 
 
+def test_a_setting_that_a_run_has_not_set_is_no_part_of_its_name(outputs):
+    write_run(outputs / "panel" / "good" / "2", "good", predictions(2.5), known_until=1982)
+    comparison = compare([outputs], "good", QUICK)
+    assert set(comparison.table["run"]) == {*NAMES, "good (known_until=1982)"}
+    assert comparison.references == comparison.model_references == {"panel": "good"}
+
+
 def test_runs_that_differ_in_nothing_show_their_folders(tmp_path):
     folders = [write_run(tmp_path / f"{number}", "nano", predictions(1.0)) for number in (1, 2)]
     assert set(compare([tmp_path]).table["run"]) == {f"nano in {folder}" for folder in folders}

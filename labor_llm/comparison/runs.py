@@ -19,6 +19,8 @@ IRRELEVANT = {"name", "outputs", "tracker"}
 """Sections of a config that do not tell two runs apart."""
 UNNAMED = {"dataset.raw", "model.dataset.raw"}
 """Keys that tell runs apart, and that are no part of their names: where a file lies is private."""
+NULL = "null"
+"""How a setting without a value is written, whether it is null or not there."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,16 @@ def _without_seeds(node: Any) -> Any:
 
 
 def distinct_names(runs: Sequence[Run]) -> dict[str, Run]:
-    """The runs by name; those that share one also by what differs in their configs, else by their folder."""
+    """The runs by name; those that share one also by the settings in which they differ, else by their folder.
+
+    A setting that is null is not said: ``markov`` beside ``markov (known_until=2014)``.
+    """
     shown = []
     for run in runs:
         alike = [other for other in runs if other.name == run.name]
         differing = differing_settings([other.config for other in alike])
-        words = [f"{key}={values[alike.index(run)]}" for key, values in differing.items()]
+        own = {key: values[alike.index(run)] for key, values in differing.items()}
+        words = [f"{key}={value}" for key, value in own.items() if value != NULL]
         shown.append(f"{run.name} ({', '.join(words)})" if words else run.name)
     times = Counter(shown)
     return {
@@ -104,7 +110,7 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[s
     and what follows from a section's name; ``adapter.name`` is called ``adapter``.
     """
     flat = [dict(_flat(config)) for config in configs]
-    columns = {key: [config.get(key, "null") for config in flat] for config in flat for key in config}
+    columns = {key: [config.get(key, NULL) for config in flat] for config in flat for key in config}
     differing = {key: values for key, values in columns.items() if len(set(values)) > 1 and key not in UNNAMED}
 
     def is_told_by(key: str, other: str) -> bool:
@@ -124,7 +130,7 @@ def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]
         if isinstance(child, Mapping):
             yield from _flat(child, f"{key}.")
         elif key.partition(".")[0] not in IRRELEVANT:
-            yield key, "null" if child is None else str(child)
+            yield key, NULL if child is None else str(child)
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
