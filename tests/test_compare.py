@@ -315,6 +315,46 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path):
     assert models["log_score"][0] == pytest.approx(newest)
 
 
+def write_embedding(folder: Path, language: Path, seed: int) -> Path:
+    """A run that rests on the run in another folder, of another seed; its own is always 0."""
+    model = {"fitted": str(language), "language": {"seed": seed}}
+    return write_run(folder, "embedding", predictions(2, seed=seed), model=model)
+
+
+def test_seeds_of_what_a_model_rests_on_are_taken_together(tmp_path):
+    for folder, seed in (("1", 1), ("2", 2), ("2 again", 2)):
+        language = write_run(tmp_path / "nano" / folder, "nano", predictions(1), seed=seed)
+        write_embedding(tmp_path / "embedding" / folder, language, seed)
+    models = compare([tmp_path / "embedding"], statistics=QUICK).models
+    assert models.select("model", "seeds").rows() == [("embedding", 2)]
+
+
+def test_models_that_rest_on_other_data_are_told_apart(tmp_path):
+    for number, until in ((1, None), (2, 1982)):
+        dataset = {"name": "panel", "raw": f"{number}.csv"}
+        language = write_run(
+            tmp_path / f"{number}", "nano", predictions(1), seed=number, dataset=dataset, known_until=until
+        )
+        write_embedding(tmp_path / "embedding" / f"{number}", language, number)
+    models = compare([tmp_path / "embedding"], statistics=QUICK).models
+    assert set(models["model"]) == {"embedding", "embedding (model.fitted.known_until=1982)"}
+
+
+def test_seeds_of_the_data_that_a_model_rests_on_make_other_models(tmp_path):
+    for seed in (1, 2):
+        language = write_run(tmp_path / f"{seed}", "nano", predictions(1), dataset={"name": "drawn", "seed": seed})
+        write_embedding(tmp_path / "embedding" / f"{seed}", language, 0)
+    models = compare([tmp_path / "embedding"], statistics=QUICK).models
+    assert set(models["model"]) == {f"embedding (model.fitted.dataset.seed={seed})" for seed in (1, 2)}
+
+
+def test_what_a_model_rests_on_and_is_gone_is_told_by_its_folder(tmp_path):
+    for seed in (1, 2):
+        write_embedding(tmp_path / f"{seed}", Path(f"gone/{seed}"), seed)
+    models = compare([tmp_path], statistics=QUICK).models
+    assert set(models["model"]) == {f"embedding (model.fitted=gone/{seed})" for seed in (1, 2)}
+
+
 def test_p_values_are_adjusted_within_families(outputs):
     write_run(outputs / "panel" / "odd" / "1", "odd", predictions(2.5, seed=3))
     one = compare([outputs], statistics=QUICK).models

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ logger = logging.getLogger(__name__)
 
 IRRELEVANT = {"name", "outputs", "tracker"}
 """Sections of a config that do not tell two runs apart."""
-UNNAMED = {"dataset.raw", "model.dataset.raw"}
+UNNAMED = {"dataset.raw", "model.dataset.raw", "model.fitted.dataset.raw"}
 """Keys that tell runs apart, and that are no part of their names: where a file lies is private."""
 NULL = "null"
 """How a setting without a value is written, whether it is null or not there."""
+FITTED_ON = ("dataset", "known_until")
+"""What is said of the run whose model another one rests on: its model's settings are in the other's config."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,18 @@ class Run:
     def name(self) -> str:
         return str(self.config["name"])
 
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The config, but ``model.fitted`` says what that run was fitted on; its folder only if it is gone."""
+        model = self.config.get("model", {})
+        if model.get("fitted") is None:
+            return self.config
+        try:
+            fitted = read_config(Path(model["fitted"]).expanduser())
+        except RunError:
+            return self.config
+        return {**self.config, "model": model | {"fitted": {key: fitted.get(key) for key in FITTED_ON}}}
+
     @property
     def perplexity(self) -> float:
         """Infinite where it is undefined, so that such runs come last."""
@@ -62,12 +77,13 @@ class Run:
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but their seed, together; of several with the same seed the newest."""
-    together: dict[tuple[Any, ...], dict[Any, Run]] = {}
+    """Runs that differ in nothing but their seeds, together; of several with the same seeds the newest."""
+    together: dict[tuple[Any, ...], dict[frozenset[Any], Run]] = {}
     for run in sorted(runs, key=lambda run: run.folder.name):
-        settings = (run.name, *sorted(_flat(seedless(run).config)))
-        together.setdefault(settings, {})[run.config.get("seed")] = run
-    return [list(seeds.values()) for seeds in together.values()]
+        settings = (run.name, *sorted(_flat(seedless(run).settings)))
+        seeds = frozenset(item for item in _flat(run.config) if item[0].rpartition(".")[2] == "seed")
+        together.setdefault(settings, {})[seeds] = run
+    return [list(of_seeds.values()) for of_seeds in together.values()]
 
 
 def seedless(run: Run) -> Run:
@@ -93,7 +109,7 @@ def distinct_names(runs: Sequence[Run]) -> dict[str, Run]:
     shown = []
     for run in runs:
         alike = [other for other in runs if other.name == run.name]
-        differing = differing_settings([other.config for other in alike])
+        differing = differing_settings([other.settings for other in alike])
         own = {key: values[alike.index(run)] for key, values in differing.items()}
         words = [f"{key}={value}" for key, value in own.items() if value != NULL]
         shown.append(f"{run.name} ({', '.join(words)})" if words else run.name)
