@@ -8,7 +8,6 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from labor_llm import run_folder
@@ -17,6 +16,7 @@ from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError, unknown
 from labor_llm.future import Future, foretell
 from labor_llm.prepared import read_prepared
+from labor_llm.progress import counting
 
 logger = logging.getLogger(__name__)
 WIDTH = 120
@@ -32,18 +32,8 @@ def forecast(cfg: DictConfig) -> None:
     careers: Careers = read_prepared(parts["dataset"], fitted.parents[2])
     chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
     model = parts["model"].load(fitted / run_folder.MODEL)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"{config['name']}: drawing careers after {cutoff}")
-        future = foretell(
-            model,
-            chosen,
-            cutoff,
-            cfg.horizon,
-            cfg.paths,
-            cfg.covariates,
-            cfg.seed,
-            lambda done, persons: progress.update(task, completed=done, total=persons),
-        )
+    with counting(f"{config['name']}: persons with careers drawn after {cutoff}") as told:
+        future = foretell(model, chosen, cutoff, cfg.horizon, cfg.paths, cfg.covariates, cfg.seed, told)
     settings = (cfg.predict, cfg.covariates, cfg.horizon, cfg.paths, cfg.seed)
     folder = fitted / "forecasts" / "-".join(map(str, (cutoff, *settings)))
     table = future.table(cfg.min_persons).with_columns(covariates=pl.lit(cfg.covariates))

@@ -10,7 +10,7 @@ import pytorch_lightning as L
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from labor_llm import devices
 from labor_llm.errors import ConfigError, RunError
+from labor_llm.progress import training_progress
 from labor_llm.shares import Share
 from labor_llm.tracking import Tracker
 
@@ -275,7 +276,7 @@ def _take_best(module: Training, checkpoints: Path, trainer: L.Trainer) -> None:
 
 
 def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) -> L.Trainer:
-    """A Trainer on the settings' devices, quiet but for its progress bar and its warnings."""
+    """A Trainer on the settings' devices, quiet but for its progress and its warnings."""
     devices.quiet()
     transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
@@ -284,7 +285,7 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=number,
         strategy=devices.strategy(number),
-        callbacks=[*callbacks, *([RichProgressBar(console_kwargs={"stderr": True})] if progress else [])],
+        callbacks=[*callbacks, *([training_progress()] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
         enable_checkpointing=bool(callbacks),

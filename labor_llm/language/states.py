@@ -3,13 +3,9 @@
 Legend: N records, T tokens of a batch, E numbers of a state.
 """
 
-import sys
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel
 
 from labor_llm.language.attention import PACKED, attending
@@ -18,6 +14,7 @@ from labor_llm.language.checks import check_packing
 from labor_llm.language.finetune import TrainerSettings
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import NONE
+from labor_llm.progress import counting
 
 
 def device_of(settings: TrainerSettings) -> torch.device:
@@ -40,9 +37,8 @@ def prompt_states(
     states = []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=not in_float32):
         check_packing(model, encoded)
-        with attending(model, PACKED):
-            console = Console(file=sys.stderr)
-            for place in track(range(len(batches)), "states", console=console, disable=not progress):
+        with attending(model, PACKED), counting("batches of careers read", progress) as told:
+            for place in range(len(batches)):
                 careers = batches[place]["careers"].to(model.device)
                 states_TE = layers(
                     careers.ids_T[None],
@@ -51,4 +47,5 @@ def prompt_states(
                     career_starts=careers.career_starts,
                 ).last_hidden_state[0]
                 states.append(states_TE[careers.prompt_ends_Q - 1].float().cpu().numpy())
+                told(place + 1, len(batches))
     return np.concatenate(states)
