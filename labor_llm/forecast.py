@@ -40,7 +40,7 @@ def forecast(cfg: DictConfig) -> None:
     _write(future, table, folder, cfg.keep_paths)
     title = f"{config['name']}: records after {cutoff}, {cfg.paths} paths, {cfg.covariates} covariates"
     Console(width=max(WIDTH, Console().width)).print(_shown(table, title))
-    logger.info("results: %s", folder)
+    logger.info("results: %s", run_folder.from_here(folder))
 
 
 def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:

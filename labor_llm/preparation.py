@@ -57,7 +57,9 @@ def describe(cfg: DictConfig) -> None:
     if cfg.show_records:
         first = next(Careers.read_parts(path))
         shown = first.select_persons(first.table["person_id"].unique(maintain_order=True)[: cfg.show_records])
-        Console().print(f"The careers of {shown.persons} persons, which are not on the page:", style="bold")
+        Console().print(
+            f"The careers of {_counted(shown.persons, 'person')}, which are not on the page:", style="bold"
+        )
         for text in template.texts(shown, Titles()):
             Console().print(text, markup=False, highlight=False)
     logger.info("page: %s", html)
@@ -81,10 +83,11 @@ def variables(cfg: DictConfig) -> None:
 def _report_lines(report: dict[str, Any]) -> list[str]:
     """What became of the source's records."""
     lines = [
-        f"{sizes['persons']:,} persons, {sizes['records']:,} {step}" for step, sizes in report["steps"].items()
+        f"{_counted(sizes['persons'], 'person')}, {sizes['records']:,} {step}"
+        for step, sizes in report["steps"].items()
     ]
     lines += [
-        f"  left out: {sizes['records']:,} records of {sizes['persons']:,} persons: {reason}"
+        f"  left out: {_counted(sizes['records'], 'record')} of {_counted(sizes['persons'], 'person')}: {reason}"
         for reason, sizes in report["dropped"].items()
     ]
     found, carried = report["codes"]["found"], report["codes"]["carried"]
@@ -96,7 +99,7 @@ def _report_lines(report: dict[str, Any]) -> list[str]:
         title = code["title"] or "not in the scheme"
         lines.append(f"    {code['scheme']} {code['code']} ({title}): {code['records']:,} records")
     if len(unmapped) > len(frequent):
-        lines.append(f"    {len(unmapped) - len(frequent)} rarer codes; all are in prepare.json")
+        lines.append(f"    {_counted(len(unmapped) - len(frequent), 'rarer code')}; all are in prepare.json")
     return lines + [f"note: {note}" for note in report["notes"]]
 
 
@@ -106,15 +109,15 @@ def _summary_lines(description: Description) -> list[str]:
     stays = "" if description.stay_rate is None else f"{100 * description.stay_rate:.1f}%"
     lines = [
         f"{description.dataset} ({description.source})",
-        f"{summary['persons']:,} persons, {summary['records']:,} records, {first} to {last}, "
-        f"{summary['occupations']} occupations and {summary['states']} states; "
+        f"{_counted(summary['persons'], 'person')}, {_counted(summary['records'], 'record')}, {first} to {last}, "
+        f"{_counted(summary['occupations'], 'occupation')} and {_counted(summary['states'], 'state')}; "
         "after a person's first record, the occupation or state of the one before in "
         f"{stays or 'none: nobody has two'}",
     ]
     sizes = {part: (persons, records) for part, records, persons in description.splits.iter_rows()}
     for part in ("train", "valid", "test"):
         persons, records = sizes.get(part, (0, 0))
-        lines.append(f"  {part:<5} {persons:,} persons, {records:,} records")
+        lines.append(f"  {part:<5} {_counted(persons, 'person')}, {_counted(records, 'record')}")
     return lines
 
 
@@ -126,7 +129,7 @@ def _variable_lines(listed: Variables) -> list[str]:
         years: list[int] = rows["year"].drop_nulls().to_list()
         span = f", {min(years)} to {max(years)}" if years else ""
         need = "needed" if rows["needed"].all() else "optional"
-        lines.append(f"{concept}: {rows.height} variables{span} ({need})")
+        lines.append(f"{concept}: {_counted(rows.height, 'variable')}{span} ({need})")
         once = rows.filter(sources=1)
         if not once.is_empty():
             lines.append(f"  one source only, check before relying on them: {_listed(once)}")
@@ -144,3 +147,8 @@ def _listed(rows: pl.DataFrame) -> str:
     ]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def _counted(number: int, noun: str) -> str:
+    """A number with what it counts: 1 state, 2,000 states."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -90,10 +90,7 @@ def score(cfg: DictConfig) -> float | None:
             raise ConfigError(f"scoring says how language models are scored; {config['name']} is none.")
         config["model"]["scoring"] = _plain(cfg)["scoring"]
     config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
-    home = fitted.parents[2]
-    config["outputs"] = cfg.outputs or str(
-        home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
-    )
+    config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
     where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
     config["model"].get("trainer", {}).update(where)
     merged = OmegaConf.create(config)

@@ -1,5 +1,6 @@
 """Future careers against chains whose later distributions are known."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,21 @@ def test_a_run_that_ends_early_is_forecast_from_there(fitted, capsys):
     assert perplexities["years_ahead"].cast(pl.String).to_list() == ["1", "2", "3", "all"]
     assert perplexities["value"][0] < perplexities["value"][2]
     assert pl.read_parquet(written / "paths.parquet").height == 20 * 3 * 116
+
+
+def test_results_are_named_from_the_working_directory(fitted, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "labor_llm.forecast")
+    monkeypatch.chdir(tmp_path)
+    for folder in (fitted, fitted.relative_to(tmp_path)):
+        forecast(composed(folder))
+        assert caplog.messages[-1].startswith(f"results: wage_panel/markov/{fitted.name}/forecasts/1984-test")
+    monkeypatch.chdir(fitted)
+    forecast(composed("."))
+    assert caplog.messages[-1].startswith("results: forecasts/1984-test")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    forecast(composed(fitted))
+    assert caplog.messages[-1].startswith(f"results: {fitted}/forecasts/1984-test")
 
 
 def test_training_ends_with_the_last_known_year(tmp_path):

@@ -42,7 +42,7 @@ def test_prepare_says_and_writes_what_became_of_the_records(config, tmp_path, ca
     assert "40 persons, 120 person-years in the source" in caplog.messages
     assert "  carried over: 40 of 80 occupation codes (50.0%)" in caplog.messages
     assert "    census2010 9990 (Uncodeable): 40 records" in caplog.messages
-    assert any("80 records, 2001 to 2002, 1 occupations and 1 states" in line for line in caplog.messages)
+    assert any("80 records, 2001 to 2002, 1 occupation and 1 state;" in line for line in caplog.messages)
     record = json.loads((tmp_path / "out/table/prepare.json").read_text())
     assert record["report"]["steps"]["records with an occupation or a state"] == {"persons": 40, "records": 80}
     assert record["report"]["unmapped"][0]["records"] == 40
@@ -77,6 +77,8 @@ def test_describe_shows_no_real_career_unless_it_is_asked_to(config, tmp_path, c
     safe = html.read_text()
     describe(config("describe", "show_records=2"))
     assert "The careers of 2 persons" in capsys.readouterr().out
+    describe(config("describe", "show_records=1"))
+    assert "The careers of 1 person," in capsys.readouterr().out
     assert html.read_text() == safe
 
 
@@ -129,6 +131,7 @@ def test_variables_writes_the_list_and_says_what_is_lacking(config, tmp_path, mo
     assert (tmp_path / "nlsy79/nlsy79.NLSY79").read_text() == "R0000100\n"
     text = "\n".join(caplog.messages)
     assert "occupation: 2 variables, 1979 to 2022 (needed)" in text
+    assert "person: 1 variable (needed)" in text
     assert "one source only, check before relying on them: R8982400 (2022)" in text
     assert "the extract lacks R0216400 (1979): the text names no region" in text
 
