@@ -294,3 +294,10 @@ def test_years_of_college_raise_a_diploma_and_enrollment_fills_a_gap(tmp_path):
         2000: "some college",
         2001: "some college",
     }
+
+
+@pytest.mark.parametrize("name", ["careers.csv.xz", "careers.csv", "careers.parquet"])
+def test_a_table_of_careers_is_sent_to_its_own_reader(tmp_path, name):
+    (tmp_path / name).write_text("person_id,year,census2010,status\n1,1997,4700,employed\n")
+    with pytest.raises(DataError, match=r"row per person and year is read by dataset=table.*dataset=nlsy97_panel"):
+        read(NLSY97(raw=tmp_path / name))

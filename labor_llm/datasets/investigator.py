@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from labor_llm.datasets.investigator_files import Files, check_kind, files_of, readable
+from labor_llm.datasets.investigator_files import OTHERWISE, Files, check_kind, files_of, readable
 from labor_llm.errors import DataError
 
 ID = "R0000100"
@@ -242,7 +242,7 @@ def _in_order(files: Files, cells: Sequence[str]) -> list[str]:
     if not set(ID_QUESTIONS.values()).intersection(names):
         raise DataError(
             f"{files.where} does not begin with the variables of an extract, such as {ID}, but with "
-            f"{','.join(cells[:3])!r:.60}: give the csv of the Investigator's download"
+            f"{','.join(cells[:3])!r:.60}: give the csv of the Investigator's download. {OTHERWISE}"
         )
     try:
         variables = _order(files, len(cells))

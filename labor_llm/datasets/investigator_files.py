@@ -27,6 +27,11 @@ BROKEN = (
     ValueError,
     OverflowError,
 )
+OTHERWISE = (
+    "A table that has one row per person and year is read by dataset=table, and the cleaned panel of the NLSY97 "
+    "by dataset=nlsy97_panel"
+)
+"""What else a file may be that is no extract."""
 KINDS = {b"<": "a web page", b"%pdf": "a PDF", b"\xd0\xcf\x11\xe0": "an Office document"}
 """How files begin, in lower case, that a browser saves in place of an extract."""
 
@@ -91,7 +96,9 @@ def files_of(path: Path) -> Files:
         return _of_zip(path)
     family = [name for name in _names(path.parent) if _stem(name) == _stem(path.name)]
     if not any(map(_has_numbers, [path.name, *family])):
-        raise DataError(f"{path} is not an extract: give the zip, its folder, or the csv, dat or dct in it")
+        raise DataError(
+            f"{path} is not an extract: give the zip, its folder, or the csv, dat or dct in it. {OTHERWISE}"
+        )
     files = _only_extract(path.parent, family, lambda name: (path.parent / name).read_bytes())
     data = path.name if _has_numbers(path.name) else files.data
     return Files(files.place, data, files.names, files.read)
