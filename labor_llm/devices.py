@@ -6,10 +6,11 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging.handlers import QueueHandler
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import pytorch_lightning as L
 import torch
@@ -25,6 +26,8 @@ from labor_llm.tracking import NoTracker, Tracker
 
 Outputs = tuple[torch.Tensor, ...]
 """What is predicted of one batch."""
+Sent: TypeAlias = "SimpleQueue[tuple[dict[str, float], int] | logging.LogRecord | None]"
+"""Metrics and their step, or lines of the log, from the devices' processes; None when no more come."""
 
 
 class Batches(Protocol):
@@ -73,15 +76,27 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", module="pytorch_lightning")
 
 
-def strategy(devices: int) -> Strategy | str:
-    """How Lightning lets so many devices work together."""
-    return "auto" if devices == 1 else Processes()
+@contextmanager
+def together(devices: int, tracker: Tracker) -> Iterator[tuple[Strategy | str, Tracker]]:
+    """How Lightning lets so many devices work together, and what their metrics are to be told."""
+    if devices == 1:
+        yield "auto", tracker
+        return
+    sent: Sent = multiprocessing.get_context("spawn").SimpleQueue()
+    thread = threading.Thread(target=_receive, args=(sent, tracker), daemon=True)
+    thread.start()
+    try:
+        yield Processes(sent), _Relay(sent)
+    finally:
+        sent.put(None)
+        thread.join()
 
 
 class Processes(DDPStrategy):
     """A process for each device, which this one starts: nothing else of a run is done twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
         super().__init__(
             start_method="spawn",
             cluster_environment=LightningEnvironment(),  # under Slurm too
@@ -90,8 +105,10 @@ class Processes(DDPStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Begin a process."""
+        """Begin a process; what it logs, this one writes."""
         quiet()
+        logging.getLogger().addHandler(_Sender(self._sent))
+        logging.getLogger().setLevel(logging.INFO if self.local_rank == 0 else logging.WARNING)
         super().setup_environment()
 
 
@@ -135,32 +152,31 @@ def raising_own_errors() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def reachable(tracker: Tracker, devices: int) -> Iterator[Tracker]:
-    """The tracker or, for other processes, one that hands over to it what they log."""
-    if devices == 1:
-        yield tracker
-        return
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    thread = threading.Thread(target=_pass_on, args=(queue, tracker), daemon=True)
-    thread.start()
-    try:
-        yield _Relay(queue)
-    finally:
-        queue.put(None)
-        thread.join()
-
-
 class _Relay(NoTracker):
-    """Logs in another process."""
+    """Sends metrics to the process that has the tracker."""
 
-    def __init__(self, queue: "SimpleQueue[tuple[dict[str, float], int] | None]") -> None:
-        self._queue = queue
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._queue.put((dict(metrics), step))
+        self._sent.put((dict(metrics), step))
 
 
-def _pass_on(queue: "SimpleQueue[tuple[dict[str, float], int] | None]", tracker: Tracker) -> None:
-    while (logged := queue.get()) is not None:
-        tracker.log(*logged)
+class _Sender(QueueHandler):
+    """Sends log records to the process that has the log."""
+
+    def __init__(self, sent: Sent) -> None:
+        super().__init__(sent)  # type: ignore[arg-type]
+        self._sent = sent
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._sent.put(record)
+
+
+def _receive(sent: Sent, tracker: Tracker) -> None:
+    """Log what the devices' processes send, until nothing more comes."""
+    while (logged := sent.get()) is not None:
+        if isinstance(logged, logging.LogRecord):
+            logging.getLogger(logged.name).handle(logged)
+        else:
+            tracker.log(*logged)

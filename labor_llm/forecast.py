@@ -28,6 +28,7 @@ def forecast(cfg: DictConfig) -> None:
     fitted = Path(cfg.run).resolve()
     config = run_folder.read_config(fitted)
     cutoff = _checked(cfg, config)
+    config["model"].get("trainer", {}).update({"devices": 1})  # a year's records are too few for several
     parts = build(OmegaConf.create(config), ["dataset", "model"])
     careers: Careers = read_prepared(parts["dataset"], fitted.parents[2])
     chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)

@@ -21,7 +21,7 @@ from labor_llm import devices
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.progress import training_progress
 from labor_llm.shares import Share
-from labor_llm.tracking import Tracker
+from labor_llm.tracking import NoTracker, Tracker
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -240,12 +240,16 @@ def train_to_best(
     module.check_layers()
     one = train.share(Share(0, settings.devices))
     valid.share(Share(0, settings.devices))
-    with tempfile.TemporaryDirectory() as scratch, devices.reachable(tracker, settings.devices) as reachable:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        devices.together(settings.devices, tracker) as (strategy, reachable),
+    ):
         checkpoints = folder or Path(scratch)
         last = checkpoints / "last.ckpt"
         trainer = lightning_trainer(
             settings,
             progress,
+            strategy=strategy,
             callbacks=_fitting_callbacks(settings, checkpoints, module.monitor),
             logger=TrackerLogger(reachable),
             max_epochs=settings.max_epochs,
@@ -284,7 +288,6 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=number,
-        strategy=devices.strategy(number),
         callbacks=[*callbacks, *([training_progress()] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -299,8 +302,9 @@ def predict_all(
 ) -> list[devices.Outputs]:
     """What ``predict_step`` gives for every batch, those of one device after those of another."""
     number = min(module.settings.devices, len(batches))
-    trainer = lightning_trainer(module.settings, progress, devices=number, logger=False, precision=precision)
-    return devices.predicted(trainer, module, batches)
+    with devices.together(number, NoTracker()) as (strategy, _):
+        how = {"devices": number, "strategy": strategy, "precision": precision, "logger": False}
+        return devices.predicted(lightning_trainer(module.settings, progress, **how), module, batches)
 
 
 class ResumePoint(Checkpoint):

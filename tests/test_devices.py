@@ -1,5 +1,7 @@
 """Several devices: their shares are the whole, and they learn and predict what one does."""
 
+import logging
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +12,7 @@ from conftest import chain_panel, language
 from small_networks import COVARIATES, trainer
 from torch.multiprocessing.spawn import spawn
 
-from labor_llm.devices import raising_own_errors, reachable
+from labor_llm.devices import Processes, raising_own_errors, together
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.language.batches import IGNORED, ScoringBatches, TrainingBatches, ValidationBatches
 from labor_llm.language.scoring import ExactScoring
@@ -21,7 +23,7 @@ from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches
 from labor_llm.sequences.codes import CodeBook
 from labor_llm.shares import Share
 from labor_llm.templates import ResumeTemplate, Titles
-from labor_llm.tracking import NoTracker
+from labor_llm.tracking import NoTracker, Tracker
 
 CAREERS = chain_panel(persons=23)
 CHOICES = choice_set(CAREERS)
@@ -153,7 +155,27 @@ def test_a_mistake_found_on_a_device_is_raised_as_what_it_is():
         spawn(fail)
 
 
-def test_one_device_needs_no_relay():
+def log(rank: int, strategy: Processes, tracker: Tracker) -> None:
+    """As a device's process does."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("pytorch_lightning.strategies.DDPStrategy.setup_environment", lambda self: None)
+        strategy.setup_environment()
+    logging.getLogger("labor_llm.mine").info("step %d", rank)
+    logging.getLogger("labor_llm.mine").warning("careful, %d", rank)
+    tracker.log({"loss": rank}, 3)
+
+
+def test_the_first_process_writes_what_the_others_log(caplog):
     tracker = Heard()
-    with reachable(tracker, 1) as same:
+    with caplog.at_level("INFO"), together(2, tracker) as (strategy, reachable):
+        spawn(log, (strategy, reachable), nprocs=2)
+    assert sorted(caplog.messages) == ["careful, 0", "careful, 1", "step 0"]
+    assert tracker.metrics == ["loss", "loss"]
+
+
+def test_one_device_needs_nothing():
+    tracker = Heard()
+    with together(1, tracker) as (strategy, same):
+        assert strategy == "auto"
         assert same is tracker
