@@ -1,12 +1,10 @@
-"""The truth of simulated careers: against enumeration, against the draws, and as the floor of every model."""
+"""The truth of simulated careers: against enumeration and against the draws (test_oracle.py: as the floor)."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import TRAIN, VALID, language
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pydantic import ValidationError
@@ -15,20 +13,12 @@ from labor_llm.careers import Careers
 from labor_llm.configs import conf_folder
 from labor_llm.datasets import read
 from labor_llm.datasets.simulated import LEVELS, Process, Simulated
-from labor_llm.datasets.wage_panel import WagePanel
 from labor_llm.errors import ConfigError
-from labor_llm.evaluate import clustered_mean, paired_difference
-from labor_llm.models.base import choice_set
-from labor_llm.models.empirical import Empirical
-from labor_llm.models.markov import Markov
-from labor_llm.models.oracle import Oracle
-from labor_llm.predictions import ChoiceProbabilities, Predictions, choice_indices
-from labor_llm.splits import Splits
+from labor_llm.evaluate import clustered_mean
+from labor_llm.predictions import choice_indices
 
 DATASET = Simulated(persons=1500, occupations=8)
 CAREERS = read(DATASET)
-SPLITS = DATASET.split(CAREERS)
-CHOICES = choice_set(SPLITS.train)
 
 
 def naive_probability(process: Process, worker: int, past: list[str], record: dict) -> dict[str, float]:
@@ -132,62 +122,6 @@ def test_the_draws_follow_the_truth():
     assert np.abs(scores).max() < 3.5
 
 
-def predicted(model, splits=SPLITS) -> Predictions:
-    model.fit(splits.train, splits.valid, CHOICES)
-    return Predictions.of(splits.test, CHOICES, model.predict(splits.test))
-
-
-@pytest.fixture(scope="module")
-def truth() -> Predictions:
-    return predicted(Oracle(dataset=DATASET))
-
-
-def assert_worse(found: Predictions, truth: Predictions) -> None:
-    """Not better; and since these models lack what the truth knows, worse by far more than sampling error."""
-    result = paired_difference(found, truth)
-    assert result.difference < -4 * result.se
-
-
-@pytest.mark.parametrize("model", [Empirical(), Markov()], ids=lambda model: model.name)
-def test_no_model_beats_the_truth(model, truth):
-    assert_worse(predicted(model), truth)
-
-
-def test_no_language_model_beats_the_truth():
-    few = Splits(
-        *(
-            of.select_persons(of.table["person_id"].unique(maintain_order=True)[:120])
-            for of in (SPLITS.train, SPLITS.valid, SPLITS.test)
-        )
-    )
-    assert_worse(predicted(language(max_epochs=6), few), predicted(Oracle(dataset=DATASET), few))
-
-
-def without(part: str) -> Predictions:
-    """The truth of a process that lacks a part, about careers of the one that has it."""
-    whole = DATASET.process
-    lacking = {
-        "the type": {
-            "shares_K": np.ones(1),
-            "types_KJ": whole.types_KJ.mean(0)[None],
-            "stay_K": whole.stay_K[1:2],
-        },
-        "the record before the last": {"earlier_IJ": 0 * whole.earlier_IJ, "settled": 0.0},
-        "covariates": {"effects": {}},
-    }
-    probabilities = replace(whole, **lacking[part]).true_log_probs(SPLITS.test)
-    return Predictions.of(
-        SPLITS.test, DATASET.choice_set, ChoiceProbabilities(probabilities, np.zeros(len(SPLITS.test)))
-    )
-
-
-@pytest.mark.parametrize("part", ["the type", "the record before the last", "covariates"])
-def test_every_part_of_the_process_matters(part, truth):
-    assert DATASET.choice_set == CHOICES
-    result = paired_difference(without(part), truth)
-    assert result.difference < -4 * result.se
-
-
 def test_the_same_settings_give_the_same_careers_and_another_seed_other_persons():
     small = Simulated(persons=50)
     other = Simulated(persons=50, seed=1)
@@ -231,19 +165,3 @@ def test_a_taxonomy_without_states_will_do():
 
 def test_the_yaml_says_what_the_class_does():
     assert instantiate(OmegaConf.load(conf_folder() / "dataset" / "simulated.yaml")) == Simulated()
-
-
-def test_the_oracle_asks_for_a_dataset_that_knows():
-    with pytest.raises(ConfigError, match=r"true probabilities of dataset 'wage_panel'. Use dataset=simulated"):
-        Oracle(dataset=WagePanel()).fit(TRAIN, VALID, ("095",))
-
-
-def test_the_oracle_keeps_the_mass_of_a_smaller_choice_set():
-    """And gives nothing to what the process never makes."""
-    assert "004" not in CHOICES
-    part = (*CHOICES[2:], "004")
-    whole = DATASET.true_log_probs(SPLITS.test)
-    found = Oracle(dataset=DATASET).fit(SPLITS.train, SPLITS.valid, part).predict(SPLITS.test)
-    np.testing.assert_allclose(np.exp(found.log_mass_N), np.exp(whole[:, 2:]).sum(1))
-    np.testing.assert_allclose(found.log_probs_NJ[:, :-1] + found.log_mass_N[:, None], whole[:, 2:])
-    assert np.isneginf(found.log_probs_NJ[:, -1]).all()
