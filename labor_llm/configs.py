@@ -30,6 +30,8 @@ from labor_llm.errors import ConfigError, unknown
 
 MODEL_PARTS = {"backbone", "adapter", "template", "label", "prompt", "scoring", "trainer"}
 """Sections of a run that matter only as far as its model refers to them."""
+LANGUAGE, FITTED = "model.language", "model.fitted"
+"""The language model within a model, and the run whose language model takes its place."""
 
 
 def conf_folder() -> Path:
@@ -248,18 +250,33 @@ def _sweeps(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
 
 
 def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
-    """Overrides of parts that the chosen model does not read; in a sweep over models that is no mistake."""
+    """Overrides of what the chosen model does not read; in a sweep over models that is no mistake."""
     cfg = compose(config_name, _jobs(overrides, loader)[0], return_hydra_config=True)
     if "model" not in cfg or cfg.hydra.mode is RunMode.MULTIRUN:
         return []
-    read = _references(OmegaConf.to_container(cfg, resolve=False))
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    fitted = _has(cfg, LANGUAGE) and _has(cfg, FITTED)
+    if fitted:
+        del raw["model"]["language"]
+    read, model = _references(raw), cfg.hydra.runtime.choices.model
     problems = []
     for override in overrides:
-        key, choices = override.key_or_group, cfg.hydra.runtime.choices
-        if key.partition(".")[0] in MODEL_PARTS and not any(_overlap(key, other) for other in read):
-            own = f"; it has model.{key}" if OmegaConf.select(cfg, f"model.{key}") is not None else ""
-            problems.append(f"{override.input_line}: model={choices.model} does not read {key}{own}")
+        key = override.package or override.key_or_group
+        of_parts = key.partition(".")[0] in MODEL_PARTS or (fitted and f"{key}.".startswith(f"{LANGUAGE}."))
+        if of_parts and not any(_overlap(key, other) for other in read):
+            instead = f"; it has that of {FITTED}" if fitted else _own(cfg, key)
+            problems.append(f"{override.input_line}: model={model} does not read {key}{instead}")
     return problems
+
+
+def _own(cfg: DictConfig, key: str) -> str:
+    """Where the model has a value of its own for the key, if it has one."""
+    homes = [f"{above}.{key}" for above in ("model", LANGUAGE)]
+    return next((f"; it has {home}" for home in homes if _has(cfg, home)), "")
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    return OmegaConf.select(cfg, key, throw_on_resolution_failure=False) is not None
 
 
 def _references(raw: Any) -> set[str]:

@@ -25,6 +25,8 @@ ENTRIES = {
     "model/text.yaml": "name: ${backbone.name}\nparts: [{read: '${backbone}'}]\ntrainer: ${trainer}",
     "model/codes.yaml": "trainer: {max_epochs: 7, learning_rate: '${trainer.learning_rate}'}\n"
     "backbone: own\nname: '${model.backbone}'",
+    "model/states.yaml": "defaults: [/trainer@language.trainer: default, _self_]\n"
+    "fitted: null\nlanguage: {backbone: '${backbone}'}",
     "dataset/panel.yaml": "name: panel",
     "dataset/table.yaml": "name: table\nraw: ???",
     "backbone/nano.yaml": "name: nano\nlayers: 2",
@@ -78,6 +80,29 @@ def test_overrides_that_the_model_does_not_read_are_mistakes_outside_a_sweep():
     )
     assert mistakes("model=codes,text", "trainer.max_epochs=4", sweep=True) == []
     assert mistakes("model=codes", "experiment=sweep", "trainer.max_epochs=4") == []
+
+
+def test_parts_that_a_language_model_within_a_model_has_of_its_own_are_not_read():
+    own = ["trainer@model.language.trainer=default", "model.language.trainer.max_epochs=4"]
+    assert mistakes("model=states", "backbone=micro", "trainer.max_epochs=4", *own) == [
+        "trainer.max_epochs=4: model=states does not read trainer.max_epochs; "
+        "it has model.language.trainer.max_epochs"
+    ]
+
+
+def test_what_a_fitted_run_replaces_is_not_read_outside_a_sweep():
+    overrides = {
+        "backbone.layers=3": "backbone.layers",
+        "model.language.trainer.max_epochs=4": "model.language.trainer.max_epochs",
+        "trainer@model.language.trainer=default": "model.language.trainer",
+    }
+    fitted = ["model=states", "model.fitted=RUN", "seed=1"]
+    assert mistakes("model=states", "model.fitted=null", *overrides) == []
+    assert mistakes(*fitted, *overrides) == [
+        f"{override}: model=states does not read {key}; it has that of model.fitted"
+        for override, key in overrides.items()
+    ]
+    assert mistakes(*fitted) == mistakes(*fitted, *overrides, sweep=True) == []
 
 
 @pytest.mark.parametrize(

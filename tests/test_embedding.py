@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from scipy.special import softmax
 
 from labor_llm.build import build
-from labor_llm.configs import conf_folder
+from labor_llm.configs import check_overrides, conf_folder
 from labor_llm.errors import ConfigError, DataError, RunError
 from labor_llm.evaluate import evaluate
 from labor_llm.language.adapters import Frozen
@@ -185,6 +185,36 @@ def test_a_run_that_cannot_be_taken_is_refused(fitted_run, tmp_path):
     other = panel("census1970_major_groups", person_id=["x", "y"], year=[1980, 1980], occupation=["1", "2"])
     with pytest.raises(DataError, match="fitted on occupations of taxonomy 'occ1990dd'"):
         fit(fitted_run, other)
+
+
+READ = ["backbone=gpt2", "template=resume", "label=token", "prompt=titles", "trainer.accelerator=cpu"]
+UNREAD = ["adapter=lora", "scoring=pruned", "trainer.max_epochs=4"]
+
+
+def unread(*overrides: str) -> list[str]:
+    """What the command line says is not read."""
+    try:
+        check_overrides("run", ["model=embedding", *overrides])
+    except ConfigError as error:
+        return [line.partition(": model=embedding does not read ")[2] for line in str(error).splitlines()]
+    return []
+
+
+def test_overrides_of_what_it_does_not_read_are_refused():
+    assert unread(*READ, "adapter@model.language.adapter=lora", "model.language.trainer.max_epochs=4") == []
+    assert unread(*READ, *UNREAD) == [
+        "adapter; it has model.language.adapter",
+        "scoring; it has model.language.scoring",
+        "trainer.max_epochs; it has model.language.trainer.max_epochs",
+    ]
+
+
+def test_overrides_of_what_a_fitted_run_says_are_refused():
+    own = ["model.pca=4", "seed=1", "experiment=nlsy97_leaderboard"]
+    keys = [override.partition("=")[0] for override in (*READ, *UNREAD)]
+    assert unread("model.fitted=RUN", *own, *READ, *UNREAD) == [
+        f"{key}; it has that of model.fitted" for key in keys
+    ]
 
 
 def test_random_weights_are_refused():
