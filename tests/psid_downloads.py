@@ -1,4 +1,4 @@
-"""Downloads of a made-up PSID, in the layouts of the packaged files and of the Data Center."""
+"""A made-up PSID: interviews, and downloads in the layouts of the packaged files and of the Data Center."""
 
 import io
 import zipfile
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from labor_llm.datasets.psid import catalogue
+from labor_llm.datasets import read
+from labor_llm.datasets.psid import Psid, catalogue
+from labor_llm.datasets.report import Report
 
 Person = tuple[int, int]
 """ER30001 and ER30002."""
@@ -35,6 +37,24 @@ class Interview:
     number: int
     members: list[Member]
     answers: dict[str, object] = field(default_factory=dict)
+
+
+ANN, BOB, CAT, DAN, EVE = (1, 1), (1, 2), (7, 30), (5001, 1), (9308, 227)
+SEXES: Mapping[Person, int] = {ANN: 2, BOB: 1, CAT: 2, DAN: 1, EVE: 9}
+
+
+def couple(year: int, ann: dict, bob: dict, **answers: object) -> Interview:
+    """Bob is the head, Ann his wife; both were there in the wave's codes of relation."""
+    rp, sp = (1, 2) if year < 1983 else (10, 20)
+    number = 1 if year == 1968 else 11  # the interview number of 1968 is half of the identifier
+    return Interview(year, number, [Member(BOB, 1, rp, bob), Member(ANN, 2, sp, ann)], answers)
+
+
+def alone(
+    year: int, person: Person = DAN, number: int = 12, member: dict | None = None, **answers: object
+) -> Interview:
+    """A household of one."""
+    return Interview(year, number, [Member(person, 1, 1 if year < 1983 else 10, member or {})], answers)
 
 
 def individual_file(sexes: Mapping[Person, int], interviews: Iterable[Interview]) -> dict[str, list[object]]:
@@ -154,3 +174,19 @@ def write_csv(path: Path, cells: Cells) -> Path:
     """A Data Center job as CSV."""
     pl.DataFrame({name: [str(v) for v in values] for name, values in cells.items()}).write_csv(path)
     return path
+
+
+def careers(
+    folder: Path, interviews: Sequence[Interview], report: Report | None = None, **settings
+) -> pl.DataFrame:
+    """What the packaged files of the interviews become; they are written to ``download`` in the folder."""
+    raw = write_packaged(folder / "download", SEXES, interviews)
+    return read(Psid(raw=raw, **settings), report).table
+
+
+def record(table: pl.DataFrame, person: Person, year: int) -> dict[str, object]:
+    """The one record of a person's year."""
+    return table.row(
+        by_predicate=(pl.col("person_id") == str(person[0] * 1000 + person[1])) & (pl.col("year") == year),
+        named=True,
+    )
