@@ -94,7 +94,7 @@ def evaluate(predictions: Predictions) -> Evaluation:
     Weighted by survey weights, if there are any, the names end in ``_weighted``: records without a weight or with
     a zero one are left out. Events other than ``move`` are absent where nobody is at risk of them.
     """
-    table = predictions.table
+    table = predictions.table.drop("log_probs", strict=False)  # every subset would be a copy of gigabytes
     weightings = {"": None} | ({"_weighted": WEIGHT} if (table["weight"] > 0).any() else {})
     lines = [
         (subset, f"{metric}{suffix}", *estimator(table.filter(condition), weight=weight))

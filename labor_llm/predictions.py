@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from labor_llm.careers import Careers
 from labor_llm.errors import RunError
@@ -56,6 +57,15 @@ class ChoiceProbabilities:
     error_bound_N: NDArray[np.floating] | None = None
     """How far the probability of any set of occupations can be from the model's own, if not everything was
     computed; None where it was."""
+
+    @classmethod
+    def normalised(cls, raw_NJ: NDArray[np.float64], error_bound_N: NDArray[np.floating] | None = None) -> Self:
+        """Of log-probabilities that need not sum to one; in place, for there may be gigabytes of them."""
+        log_mass_N = np.empty(len(raw_NJ))
+        for rows in blocks(len(raw_NJ)):
+            log_mass_N[rows] = logsumexp(raw_NJ[rows], axis=1)
+            raw_NJ[rows] -= log_mass_N[rows, None]
+        return cls(raw_NJ, log_mass_N, error_bound_N)
 
     def of_rows(self, rows: NDArray[np.int64]) -> Self:
         """The same of some records."""

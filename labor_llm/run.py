@@ -146,6 +146,7 @@ def _evaluate(
     probabilities = model.predict(careers, workspace)
     seconds["score"] = time.perf_counter() - started
     predictions = Predictions.of(careers, model.choice_set, probabilities, config["keep_distribution"])
+    del probabilities  # gigabytes of a large panel, and the table has its own
     predictions.write(folder / run_folder.PREDICTIONS)
     evaluation = evaluate(predictions)
     seen = model.persons_seen(careers)

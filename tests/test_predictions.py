@@ -1,4 +1,5 @@
 import re
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -114,6 +115,19 @@ def test_equally_probable_occupations_share_the_better_rank(careers):
 def test_blocks_do_not_show(careers, probabilities, predictions, monkeypatch):
     monkeypatch.setattr(labor_llm.events, "BLOCK", 3)
     assert Predictions.of(careers, CHOICE_SET, probabilities).table.equals(predictions.table)
+
+
+def test_normalising_keeps_the_mass_and_takes_no_second_copy(monkeypatch):
+    monkeypatch.setattr(labor_llm.events, "BLOCK", 64)
+    raw_NJ = np.random.default_rng(0).normal(size=(2000, 100)) - 9
+    before_NJ = raw_NJ.copy()
+    tracemalloc.start()
+    found = ChoiceProbabilities.normalised(raw_NJ)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < raw_NJ.nbytes / 2
+    np.testing.assert_allclose(np.exp(found.log_probs_NJ).sum(axis=1), 1)
+    np.testing.assert_allclose(found.log_probs_NJ + found.log_mass_N[:, None], before_NJ)
 
 
 def test_impossible_is_allowed(careers):

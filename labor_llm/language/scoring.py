@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from labor_llm.events import BLOCK
+
 LOGITS_PER_PASS = 2**28
 """Logits that one forward pass may give: a gigabyte in float32."""
 SETTINGS = ConfigDict(extra="forbid")
@@ -135,7 +137,7 @@ class Scores:
     @property
     def sums_Q(self) -> Tensor:
         """What each row sums to before normalisation, float64."""
-        return self.raw_QJ.double().exp().sum(1)
+        return torch.cat([rows_BJ.double().exp().sum(1) for rows_BJ in self.raw_QJ.split(BLOCK)])
 
     @property
     def bound_Q(self) -> Tensor:

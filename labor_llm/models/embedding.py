@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.events import blocks
 from labor_llm.language.states import device_of
 from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.models.empirical import Empirical
@@ -104,8 +105,11 @@ class Embedding(OccupationModel):
         return features, places
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
-        logits_NJ = self._reader.states(careers, workspace) @ self.weights_EJ_ + self.offsets_J_
-        return ChoiceProbabilities(log_softmax(logits_NJ, axis=1), np.zeros(len(careers)))
+        states_NE = self._reader.states(careers, workspace)
+        log_probs_NJ = np.empty((len(careers), len(self.choice_set)))
+        for rows in blocks(len(careers)):
+            log_probs_NJ[rows] = log_softmax(states_NE[rows] @ self.weights_EJ_ + self.offsets_J_, axis=1)
+        return ChoiceProbabilities(log_probs_NJ, np.zeros(len(careers)))
 
     def _save(self, folder: Path) -> None:
         """The logit, and the language model, which is only named if it is that of another run."""

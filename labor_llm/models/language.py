@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from scipy.special import logsumexp
 from transformers import AutoTokenizer, PreTrainedModel
 
 from labor_llm.careers import Careers
@@ -142,9 +141,9 @@ class LanguageModel(OccupationModel):
         raw_NJ = scores.raw_QJ.double().numpy()
         if isinstance(self.scoring, RealizedScoring):
             return RealizedProbabilities(np.where(realised_N >= 0, raw_NJ[:, 0], np.nan))
-        log_mass_N = logsumexp(raw_NJ, axis=1)
-        bound_N = scores.bound_Q.numpy() if self.scoring.allowed_error else None
-        return ChoiceProbabilities(raw_NJ - log_mass_N[:, None], log_mass_N, bound_N)
+        return ChoiceProbabilities.normalised(
+            raw_NJ, scores.bound_Q.numpy() if self.scoring.allowed_error else None
+        )
 
     def states(self, careers: Careers, workspace: Workspace) -> NDArray[np.float32]:
         """What the model knows when it is about to write each record's title: its last layer's state, (N, E)."""

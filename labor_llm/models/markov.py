@@ -74,7 +74,7 @@ class Markov(OccupationModel):
                 counts = self.counts_CJ_[contexts_N[seen]].toarray()
                 totals = counts.sum(axis=1, keepdims=True)
                 probabilities_NJ[seen] = (counts + self.trust_ * probabilities_NJ[seen]) / (totals + self.trust_)
-        return ChoiceProbabilities(np.log(probabilities_NJ), np.zeros(len(careers)))
+        return ChoiceProbabilities(np.log(probabilities_NJ, out=probabilities_NJ), np.zeros(len(careers)))
 
     def _pairs(self, careers: Careers) -> NDArray[np.int64]:
         """The two occupations before each record as one number, the row of ``_rows`` for each."""

@@ -8,7 +8,6 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from scipy.special import logsumexp
 
 from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError
@@ -52,8 +51,7 @@ class Oracle(OccupationModel):
         impossible_N1 = np.full((len(careers), 1), -np.inf)
         places_J = choice_indices(pl.Series(self.choice_set), self.dataset.choice_set)  # -1 is the last column
         log_probs_NJ = np.hstack([log_probs_NI, impossible_N1])[:, places_J]
-        log_mass_N = logsumexp(log_probs_NJ, axis=1)
-        return ChoiceProbabilities(log_probs_NJ - log_mass_N[:, None], log_mass_N)
+        return ChoiceProbabilities.normalised(log_probs_NJ)
 
     def _save(self, folder: Path) -> None:
         """Nothing was learned."""
