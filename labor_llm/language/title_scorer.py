@@ -27,8 +27,9 @@ FIRST_SHARE = 0.9
 """Of the tolerance that the first walk may use: it suffices where titles have nine tenths of the mass."""
 LEVEL_SHARE = 0.75
 """Of what is left of it that each level may use: improbable nodes show up at every level."""
-CPU_NODES = 1024
-"""Nodes of one forward pass on a CPU: what they give then stays in its caches."""
+CPU_NODES = 2048
+"""Nodes of one forward pass on a CPU: whole trees of several hundred titles, whose attention to a career is one call,
+and still few enough for what they give to stay in the caches."""
 BLOCK_SCORES = 2**22
 """Scores of one attention head that a GPU holds at once."""
 
