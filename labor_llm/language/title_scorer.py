@@ -28,8 +28,8 @@ FIRST_SHARE = 0.9
 LEVEL_SHARE = 0.75
 """Of what is left of it that each level may use: improbable nodes show up at every level."""
 CPU_NODES = 2048
-"""Nodes of one forward pass on a CPU: whole trees of several hundred titles, whose attention to a career is one call,
-and still few enough for what they give to stay in the caches."""
+"""Nodes of one forward pass on a CPU: a whole tree of several hundred titles, whose attention to a career is one
+call, and still few enough for what they give to stay in the caches."""
 BLOCK_SCORES = 2**22
 """Scores of one attention head that a GPU holds at once."""
 
