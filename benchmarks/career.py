@@ -140,7 +140,9 @@ def measure(system: str, layers: int, size: Sizes, material: Material, seed: int
     precision = "auto" if system == OURS else "32-true"
     kind = CodeTraining if system == OURS else PlainTraining
     network = network if system == OURS else PlainTransformer(network)
-    module = kind(network, len(material.book.occupations), settings(size, precision), seed)
+    batches = CodeTrainingBatches(material.train, size.careers_per_step, seed)
+    steps = size.epochs * batches.steps
+    module = kind(network, len(material.book.occupations), settings(size, precision), steps, seed)
     clock = Clock()
     module.train()
     trainer = L.Trainer(
@@ -153,7 +155,7 @@ def measure(system: str, layers: int, size: Sizes, material: Material, seed: int
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, CodeTrainingBatches(material.train, size.careers_per_step, seed))
+    trainer.fit(module, batches)
     module.eval()
     log_probs_N, seconds = scored(module, material.held_out)
     return {

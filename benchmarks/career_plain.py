@@ -23,7 +23,7 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.layer = layer
         self.attention = nn.MultiheadAttention(
-            layer.read.in_features, layer.heads, layer.dropout, batch_first=True
+            layer.read.in_features, layer.heads, layer.dropout.p, batch_first=True
         )
         self.attention.in_proj_weight, self.attention.in_proj_bias = layer.query_key_value.parameters()
         self.attention.out_proj = layer.read
@@ -33,9 +33,9 @@ class PlainLayer(nn.Module):
         layer = self.layer
         x = layer.attention_norm(state_BLD)
         x, _ = self.attention(x, x, x, attn_mask=future_LL, key_padding_mask=empty_BL, need_weights=False)
-        state_BLD = state_BLD + dropout(x, layer.dropout, self.training)
+        state_BLD = state_BLD + dropout(x, layer.dropout.p, self.training)
         x = layer.down(gelu(layer.up(layer.feed_forward_norm(state_BLD))))
-        return state_BLD + dropout(x, layer.dropout, self.training)
+        return state_BLD + dropout(x, layer.dropout.p, self.training)
 
 
 class PlainTransformer(nn.Module):
@@ -55,7 +55,7 @@ class PlainTransformer(nn.Module):
         state_BLD = state_BLD + sinusoids(torch.arange(grid.length) + FIRST_POSITION, network.width)
         for name, table in network.covariates.items():
             state_BLD = state_BLD + table(covariates_BLC[..., network.columns[name]])
-        state_BLD = dropout(state_BLD, network.dropout, self.training)
+        state_BLD = dropout(state_BLD, network.dropout.p, self.training)
         future_LL = torch.ones(grid.length, grid.length, dtype=torch.bool).triu(1)
         empty_BL = grid.spread(torch.ones_like(batch["before_T"])[:, None])[..., 0] == 0
         for layer in self.layers:

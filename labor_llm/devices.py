@@ -2,9 +2,11 @@
 
 import logging
 import multiprocessing
+import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from multiprocessing.queues import SimpleQueue
@@ -26,8 +28,10 @@ from labor_llm.tracking import NoTracker, Tracker
 
 Outputs = tuple[torch.Tensor, ...]
 """What is predicted of one batch."""
-Sent: TypeAlias = "SimpleQueue[tuple[dict[str, float], int] | logging.LogRecord | None]"
-"""Metrics and their step, or lines of the log, from the devices' processes; None when no more come."""
+Sent: TypeAlias = "SimpleQueue[tuple[dict[str, float], int] | logging.LogRecord]"
+"""Metrics and their step, or lines of the log, from the devices' processes."""
+PATIENCE = 0.05
+"""Seconds between two looks at what they have sent."""
 
 
 class Batches(Protocol):
@@ -74,6 +78,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec", module="pytorch_lightning")
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", ".*sync_dist=True", module="pytorch_lightning")  # sums are over all devices
 
 
 @contextmanager
@@ -83,13 +88,17 @@ def together(devices: int, tracker: Tracker) -> Iterator[tuple[Strategy | str, T
         yield "auto", tracker
         return
     sent: Sent = multiprocessing.get_context("spawn").SimpleQueue()
-    thread = threading.Thread(target=_receive, args=(sent, tracker), daemon=True)
-    thread.start()
-    try:
-        yield Processes(sent), _Relay(sent)
-    finally:
-        sent.put(None)
-        thread.join()
+    strategy, ended = Processes(sent), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(_receive, sent, tracker, ended)
+        try:
+            yield strategy, _Relay(sent)
+        except BaseException:
+            strategy.stop()
+            raise
+        finally:
+            ended.set()
+        received.result()
 
 
 class Processes(DDPStrategy):
@@ -103,6 +112,11 @@ class Processes(DDPStrategy):
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+
+    def stop(self) -> None:
+        """End the processes that still run, so that none goes on behind a run that is over."""
+        if self.launcher is not None:
+            self.launcher.kill(signal.SIGKILL)
 
     def setup_environment(self) -> None:
         """Begin a process; what it logs, this one writes."""
@@ -173,10 +187,20 @@ class _Sender(QueueHandler):
         self._sent.put(record)
 
 
-def _receive(sent: Sent, tracker: Tracker) -> None:
-    """Log what the devices' processes send, until nothing more comes."""
-    while (logged := sent.get()) is not None:
+def _receive(sent: Sent, tracker: Tracker, ended: threading.Event) -> None:
+    """Log what the devices' processes send until they have ended; what the tracker raises is raised then."""
+    failure: Exception | None = None
+    while not (sent.empty() and ended.is_set()):
+        if sent.empty():
+            ended.wait(PATIENCE)
+            continue
+        logged = sent.get()
         if isinstance(logged, logging.LogRecord):
             logging.getLogger(logged.name).handle(logged)
-        else:
-            tracker.log(*logged)
+        elif failure is None:
+            try:
+                tracker.log(*logged)
+            except Exception as error:  # the processes wait for whoever reads what they send
+                failure = error
+    if failure is not None:
+        raise failure

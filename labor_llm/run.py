@@ -91,9 +91,11 @@ def score(cfg: DictConfig) -> float | None:
         config["model"]["scoring"] = _plain(cfg)["scoring"]
     config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
     config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
-    where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
-    config["model"].get("trainer", {}).update(where)
     merged = OmegaConf.create(config)
+    for place in ("model.trainer", "model.language.trainer"):
+        if OmegaConf.select(merged, place) is not None:  # where it is computed changes no result
+            where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
+            OmegaConf.update(merged, place, where)
     _check(merged, ("test", "valid", "all"))
     parts = build(merged, ["dataset", "model"])
     careers = read_prepared(parts["dataset"], Path(config["outputs"]))

@@ -57,13 +57,13 @@ class LoopSettings:
     """Let a GPU round what float32 products multiply to 10 bits: faster where the precision is 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(default=1, ge=1)
-    """GPUs of this machine, or processes on its CPU, that share the careers of every step."""
+    """GPUs of this machine, or processes on its CPU where there is none, that share the careers of every step."""
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("accelerator is gpu, but PyTorch finds no CUDA GPU on this machine; use auto or cpu")
-        if self.on_gpu and self.devices > torch.cuda.device_count():
-            raise ValueError(f"devices is {self.devices}, but this machine has {torch.cuda.device_count()} GPUs")
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size must be a multiple of devices, {self.devices}, got {self.batch_size}")
 
     @property
     def on_gpu(self) -> bool:
@@ -146,9 +146,8 @@ class Training(L.LightningModule):
         the one, and the synchronised gradients are the other.
         """
         loss = nll / predicted * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
-        several = self.trainer.world_size > 1
-        self.log("train/loss", loss.detach(), batch_size=1, sync_dist=several)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1, sync_dist=several)
+        self.log("train/loss", loss.detach(), batch_size=1, sync_dist=self.trainer.world_size > 1)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=1)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -159,9 +158,8 @@ class Training(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         nll, records = (metric.compute().cpu().double() for metric in (self.valid_nll, self.valid_records))
         perplexity = (nll / records).exp()  # in float64, since titles of many tokens start above exp(88)
-        several = self.trainer.world_size > 1  # the sums are those of all devices already
-        self.log(self.monitor, perplexity, sync_dist=several)
-        self.log("valid", perplexity, prog_bar=True, logger=False, sync_dist=several)
+        self.log(self.monitor, perplexity)  # the sums are those of all devices already
+        self.log("valid", perplexity, prog_bar=True, logger=False)
         self.valid_nll.reset()
         self.valid_records.reset()
 
@@ -231,7 +229,8 @@ def train_to_best(
 ) -> None:
     """Train until the epochs or the patience end, then take the weights of the best validation.
 
-    Several devices train as one does, up to rounding: each has its share of every step's careers.
+    Several devices train as one does, up to rounding and to what dropout drops: each has its share of every step's
+    careers.
 
     A checkpoint in ``folder`` that an interrupted call left is resumed from, to the same weights as if it had
     not been interrupted (bit for bit in float32 on a CPU). A RunError if the loss was never a number.
@@ -239,7 +238,7 @@ def train_to_best(
     settings = module.settings
     module.check_layers()
     one = train.share(Share(0, settings.devices))
-    valid.share(Share(0, settings.devices))
+    valid.share(Share(0, settings.devices))  # so that too few careers are found out here
     with (
         tempfile.TemporaryDirectory() as scratch,
         devices.together(settings.devices, tracker) as (strategy, reachable),
@@ -269,7 +268,7 @@ def _take_best(module: Training, checkpoints: Path, trainer: L.Trainer) -> None:
     """Take over the weights of the best validation, as its file has them; a RunError if none was a number."""
     best = trainer.checkpoint_callback
     assert isinstance(best, ModelCheckpoint)
-    last = torch.load(checkpoints / "last.ckpt", map_location="cpu", weights_only=True)
+    last = torch.load(checkpoints / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     score = last["callbacks"][best.state_key]["best_model_score"]
     if score is None or not torch.isfinite(score):
         raise RunError(
@@ -285,6 +284,8 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
     transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     number = arguments.pop("devices", settings.devices)
+    if settings.on_gpu and number > torch.cuda.device_count():
+        raise ConfigError(f"devices is {number}, but this machine has {torch.cuda.device_count()} GPUs")
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=number,

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -111,18 +112,19 @@ class Heard(NoTracker):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
-        self.metrics: list[str] = []
+        self.metrics: dict[tuple[str, int], float] = {}
 
     def log(self, metrics, step) -> None:
-        self.metrics += metrics
+        self.metrics |= {(name, step): value for name, value in metrics.items()}
 
 
 def networks(devices: int):
     """A small model of either kind on so many devices."""
-    both = {"devices": devices, "max_epochs": 2, "clip_norm": 0.5}
-    settings = trainer(**both, micro_batch_size=5)
+    both = {"devices": devices, "max_epochs": 8, "clip_norm": 0.5}
+    settings = trainer(**both, micro_batch_size=16 // devices)
     words = language()
-    words.scoring, words.trainer = ExactScoring(max_tokens=300), replace(words.trainer, **both, micro_batch_size=2)
+    words.scoring = ExactScoring(max_tokens=300)
+    words.trainer = replace(words.trainer, **both, micro_batch_size=8 // devices)
     shape = {"layers": 1, "width": 8, "feed_forward": 8, "heads": 1, "dropout": 0.0}
     career = Career(name="small", covariates=COVARIATES, two_stage=True, trainer=settings, seed=0, **shape)
     return [words, career]
@@ -135,15 +137,19 @@ def test_two_devices_learn_and_predict_what_one_does(kind, tmp_path, monkeypatch
     monkeypatch.setattr("labor_llm.sequences.training.SCORED_RECORDS", 50)
     persons = CAREERS.table["person_id"].unique(maintain_order=True)
     train, valid = CAREERS.select_persons(persons[:16]), CAREERS.select_persons(persons[16:])
-    log_probs = []
+    log_probs, heard = [], []
     for devices in (1, 2):
         model, tracker = networks(devices)[kind], Heard()
         folder = tmp_path / str(devices)
         folder.mkdir()
         model.fit(train, valid, CHOICES, Workspace(folder, tracker))
         log_probs.append(model.log_probs(CAREERS))
-        assert model._module.monitor in tracker.metrics
-    np.testing.assert_allclose(log_probs[1], log_probs[0], atol=1e-4)
+        heard.append(tracker.metrics)
+    np.testing.assert_allclose(log_probs[1], log_probs[0], atol=1e-3)
+    shared = heard[0].keys() & heard[1].keys()
+    assert {name for name, _ in shared} >= {"train/loss", model._module.monitor}
+    for key in shared:
+        assert heard[1][key] == pytest.approx(heard[0][key], rel=1e-3), key
 
 
 def fail(rank: int) -> None:
@@ -163,7 +169,7 @@ def log(rank: int, strategy: Processes, tracker: Tracker) -> None:
         strategy.setup_environment()
     logging.getLogger("labor_llm.mine").info("step %d", rank)
     logging.getLogger("labor_llm.mine").warning("careful, %d", rank)
-    tracker.log({"loss": rank}, 3)
+    tracker.log({"loss": 0.5}, rank)
 
 
 def test_the_first_process_writes_what_the_others_log(caplog):
@@ -171,7 +177,36 @@ def test_the_first_process_writes_what_the_others_log(caplog):
     with caplog.at_level("INFO"), together(2, tracker) as (strategy, reachable):
         spawn(log, (strategy, reachable), nprocs=2)
     assert sorted(caplog.messages) == ["careful, 0", "careful, 1", "step 0"]
-    assert tracker.metrics == ["loss", "loss"]
+    assert tracker.metrics.keys() == {("loss", 0), ("loss", 1)}
+
+
+class Full(NoTracker):
+    """Cannot be told anything."""
+
+    def log(self, metrics, step) -> None:
+        raise OSError("disk full")
+
+
+def test_a_tracker_that_fails_is_heard_of_after_the_work():
+    def work():
+        with together(2, Full()) as (_, reachable):
+            for step in range(5000):  # more than a pipe holds
+                reachable.log({"loss": 0.5}, step)
+
+    with pytest.raises(OSError, match="disk full"):
+        work()
+
+
+def test_no_process_goes_on_after_an_interruption():
+    with patch.object(Processes, "stop", autospec=True) as stop:
+        with pytest.raises(KeyboardInterrupt), together(2, Heard()) as (strategy, _):
+            raise KeyboardInterrupt
+        stop.assert_called_once_with(strategy)
+
+
+def test_steps_that_devices_cannot_share_evenly():
+    with pytest.raises(ValueError, match="batch_size must be a multiple of devices, 3, got 8"):
+        trainer(batch_size=8, devices=3)
 
 
 def test_one_device_needs_nothing():

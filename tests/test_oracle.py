@@ -107,7 +107,7 @@ def test_all_models_are_here():
     assert MODELS.keys() == {path.stem for path in (conf_folder() / "model").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "oracle"])
 def test_no_model_beats_the_truth(name):
     assert not beats_the_truth(predicted(name))
 

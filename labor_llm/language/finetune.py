@@ -127,7 +127,7 @@ def fine_tune(
     folder: Path | None,
     progress: bool,
 ) -> None:
-    """``train_to_best`` for a language model, with the attention and the layers that its settings ask for."""
+    """``train_to_best`` for a language model, with the attention that its settings ask for."""
     module.train()  # a loaded model comes without dropout
     if module.settings.layout == "packed":
         check_packing(module.model, train.encoded)

@@ -19,7 +19,7 @@ from labor_llm.progress import counting
 
 def device_of(settings: TrainerSettings) -> torch.device:
     """Where the settings let a model compute."""
-    return torch.device("cuda" if settings.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if settings.on_gpu else "cpu")
 
 
 @torch.no_grad()
