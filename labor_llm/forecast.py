@@ -50,7 +50,7 @@ def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
     until: int | None = config.get("known_until")
     cutoff: int | None = until if cfg.cutoff is None else cfg.cutoff
     if not isinstance(cutoff, int):
-        problems.append("cutoff: name the last year that is known, such as cutoff=2014")
+        problems.append("cutoff: name the last year that is known, cutoff=YEAR, some years before the data end")
     for key, least in (("horizon", 1), ("paths", 1), ("min_persons", 1), ("seed", 0)):
         if not isinstance(cfg[key], int) or cfg[key] < least:
             problems.append(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
