@@ -10,8 +10,8 @@ def dropped(values: Tensor, share: float, training: bool) -> Tensor:
         return values
     if values.device.type != "cpu":
         return nn.functional.dropout(values, share)
-    kept: Tensor = values * _kept(values, share)
-    return kept
+    rest: Tensor = values * _kept(values, share)
+    return rest
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it does not follow bits from one type to another

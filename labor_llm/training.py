@@ -122,7 +122,7 @@ class Training(L.LightningModule):
             layer.compile(dynamic=True)
 
     def on_fit_end(self) -> None:
-        """And as they are scored, with other attention."""
+        """Leave the layers as they are scored, with other attention."""
         self.recompute(False)
         for layer in self.layers:
             layer._compiled_call_impl = None
@@ -285,7 +285,7 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     number = arguments.pop("devices", settings.devices)
     if settings.on_gpu and number > torch.cuda.device_count():
-        raise ConfigError(f"devices is {number}, but this machine has {torch.cuda.device_count()} GPUs")
+        raise ConfigError(f"devices={number}, but this machine has {torch.cuda.device_count()}: ask for fewer")
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=number,

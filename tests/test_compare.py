@@ -1,88 +1,23 @@
-import json
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-import yaml
+from made_up_runs import QUICK, changed, predictions, realised, write_run
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from labor_llm.build import build
 from labor_llm.compare import compare, compare_verb
-from labor_llm.comparison.runs import differing_settings
 from labor_llm.comparison.side_by_side import Statistics
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.evaluate import evaluate, paired_difference
 from labor_llm.events import SET_EVENTS
-from labor_llm.predictions import COLUMNS, COVARIATES, Predictions
+from labor_llm.predictions import COLUMNS, COVARIATES
 
 EVENTS = ("move", *SET_EVENTS)
 NAMES = ["good", "fair", "poor"]
-QUICK = Statistics(replicates=200, bins=3)
-
-
-def predictions(quality: float, persons: int = 60, seed: int = 0) -> Predictions:
-    """Predictions of six records a person; the higher the quality, the better, with the noise of the seed."""
-    rng, noise = np.random.default_rng(0), np.random.default_rng(seed)
-    person, year = np.divmod(np.arange(6 * persons), 6)
-    table = pl.DataFrame(
-        {
-            "person_id": person.astype(str),
-            "year": (1980 + year).astype(np.int32),
-            "occupation": rng.choice(["cook", "nurse"], size=len(year)),
-            "in_choice_set": np.ones(len(year), dtype=bool),
-            "log_prob": -noise.exponential(1 / quality, size=len(year)),
-            "log_mass": np.zeros(len(year)),
-            "rank": rng.integers(1, 15, len(year), dtype=np.int32),
-            "first": year == 0,
-            "moved": rng.random(len(year)) < 0.5,
-            "log_prob_stay": -rng.exponential(size=len(year)),
-            "weight": rng.uniform(1, 2, len(year)),
-            "gender": np.where(person % 2, "male", "female"),
-        }
-        | {event: rng.random(len(year)) < 0.3 for event in SET_EVENTS}
-        | {f"{event}_logit": rng.normal(-1, 1, size=len(year)) for event in SET_EVENTS}
-    )
-    later = [name for name in table.columns if name.startswith(("leave", "enter", "moved", "log_prob_stay"))]
-    return changed(
-        Predictions(table, ("cook", "nurse")),
-        **{name: pl.when(~pl.col("first")).then(pl.col(name)) for name in later},
-        log_prob_raw=pl.col("log_prob") + pl.col("log_mass"),
-        error_bound=pl.lit(None, pl.Float64),
-        education=pl.lit(None, pl.String),
-        ethnicity=pl.lit(None, pl.String),
-    )
-
-
-def changed(predicted: Predictions, **columns: pl.Expr) -> Predictions:
-    return Predictions(predicted.table.with_columns(**columns), predicted.choice_set)
-
-
-def realised(predicted: Predictions) -> Predictions:
-    """As if only what happened had been scored."""
-    unknown = [name for name in COLUMNS if name.endswith(("_logit", "_stay")) or name in ("rank", "log_prob")]
-    return changed(predicted, **{name: pl.lit(None, COLUMNS[name]) for name in unknown})
-
-
-def write_run(folder: Path, name: str, predicted: Predictions, complete: bool = True, **config) -> Path:
-    """A run folder as a run writes it."""
-    folder.mkdir(parents=True)
-    config = {
-        "name": name,
-        "seed": 0,
-        "dataset": {"name": "panel"},
-        "predict": "test",
-        "outputs": str(folder),
-    } | config
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    if complete:
-        metrics = evaluate(predicted).to_dict() | {"seconds": {"fit": 61.4, "score": 2.0}}
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        predicted.write(folder / "predictions.parquet")
-        (folder / "complete").touch()
-    return folder
 
 
 @pytest.fixture
@@ -200,39 +135,6 @@ def test_what_would_give_few_persons_away_is_left_out(tmp_path):
     assert told["outside_choice_set"] == 18
 
 
-def test_runs_that_share_a_name_show_what_differs(tmp_path):
-    for seed in (1, 2):
-        tracker = {"mode": f"mode-{seed}"}
-        write_run(
-            tmp_path / f"{seed}", "nano", predictions(seed), seed=seed, tracker=tracker, model={"seed": seed}
-        )
-    assert compare([tmp_path]).table["run"].to_list() == ["nano (seed=2)", "nano (seed=1)"]
-
-
-def test_a_setting_that_a_run_has_not_set_is_no_part_of_its_name(outputs):
-    write_run(outputs / "panel" / "good" / "2", "good", predictions(2.5), known_until=1982)
-    comparison = compare([outputs], "good", QUICK)
-    assert set(comparison.table["run"]) == {*NAMES, "good (known_until=1982)"}
-    assert comparison.references == comparison.model_references == {"panel": "good"}
-
-
-def test_runs_that_differ_in_nothing_show_their_folders(tmp_path):
-    folders = [write_run(tmp_path / f"{number}", "nano", predictions(1.0)) for number in (1, 2)]
-    assert set(compare([tmp_path]).table["run"]) == {f"nano in {folder}" for folder in folders}
-
-
-def test_settings_that_follow_from_a_name_are_left_out():
-    def lora(rank):
-        return {"name": "lora", "_target_": "Lora", "alpha": 32, "rank": rank}
-
-    adapters = [lora(8), lora(16), {"name": "none", "_target_": "Full"}]
-    configs = [{"adapter": adapter, "model": {"adapter": adapter}} for adapter in adapters]
-    assert differing_settings(configs) == {
-        "adapter": ["lora", "lora", "none"],
-        "adapter.rank": ["8", "16", "null"],
-    }
-
-
 def config(outputs: Path, **statistics):
     section = {
         "_target_": "labor_llm.comparison.side_by_side.Statistics",
@@ -304,55 +206,6 @@ def test_models_take_seeds_together(tmp_path):
     named = compare([tmp_path], "nano", QUICK)
     assert named.references == {"panel": "nano (seed=1)"}
     assert named.model_references == {"panel": "nano"}
-
-
-def test_a_seed_that_was_run_twice_counts_once(tmp_path):
-    for time in ("20260101", "20260102"):
-        write_run(tmp_path / time, "nano", predictions(2, seed=int(time)))
-    models = compare([tmp_path], statistics=QUICK).models
-    assert models["seeds"].to_list() == [1]
-    newest = evaluate(predictions(2, seed=20260102)).estimate("log_score").value
-    assert models["log_score"][0] == pytest.approx(newest)
-
-
-def write_embedding(folder: Path, language: Path, seed: int) -> Path:
-    """A run that rests on the run in another folder, of another seed; its own is always 0."""
-    model = {"fitted": str(language), "language": {"seed": seed}}
-    return write_run(folder, "embedding", predictions(2, seed=seed), model=model)
-
-
-def test_seeds_of_what_a_model_rests_on_are_taken_together(tmp_path):
-    for folder, seed in (("1", 1), ("2", 2), ("2 again", 2)):
-        language = write_run(tmp_path / "nano" / folder, "nano", predictions(1), seed=seed)
-        write_embedding(tmp_path / "embedding" / folder, language, seed)
-    models = compare([tmp_path / "embedding"], statistics=QUICK).models
-    assert models.select("model", "seeds").rows() == [("embedding", 2)]
-
-
-def test_models_that_rest_on_other_data_are_told_apart(tmp_path):
-    for number, until in ((1, None), (2, 1982)):
-        dataset = {"name": "panel", "raw": f"{number}.csv"}
-        language = write_run(
-            tmp_path / f"{number}", "nano", predictions(1), seed=number, dataset=dataset, known_until=until
-        )
-        write_embedding(tmp_path / "embedding" / f"{number}", language, number)
-    models = compare([tmp_path / "embedding"], statistics=QUICK).models
-    assert set(models["model"]) == {"embedding", "embedding (model.fitted.known_until=1982)"}
-
-
-def test_seeds_of_the_data_that_a_model_rests_on_make_other_models(tmp_path):
-    for seed in (1, 2):
-        language = write_run(tmp_path / f"{seed}", "nano", predictions(1), dataset={"name": "drawn", "seed": seed})
-        write_embedding(tmp_path / "embedding" / f"{seed}", language, 0)
-    models = compare([tmp_path / "embedding"], statistics=QUICK).models
-    assert set(models["model"]) == {f"embedding (model.fitted.dataset.seed={seed})" for seed in (1, 2)}
-
-
-def test_what_a_model_rests_on_and_is_gone_is_told_by_its_folder(tmp_path):
-    for seed in (1, 2):
-        write_embedding(tmp_path / f"{seed}", Path(f"gone/{seed}"), seed)
-    models = compare([tmp_path], statistics=QUICK).models
-    assert set(models["model"]) == {f"embedding (model.fitted=gone/{seed})" for seed in (1, 2)}
 
 
 def test_p_values_are_adjusted_within_families(outputs):
@@ -435,10 +288,3 @@ def test_what_is_written_tells_of_no_person(outputs):
 def test_settings_that_cannot_be_are_named(outputs, setting, value, message):
     with pytest.raises(ConfigError, match=message):
         build(config(outputs, **{setting: value}), ["statistics"])
-
-
-def test_where_the_raw_file_lies_does_not_tell_runs_apart():
-    configs = [
-        {"dataset": {"name": "mine", "raw": raw}, "seed": seed} for raw, seed in (("a.csv", 0), ("b.csv", 1))
-    ]
-    assert differing_settings(configs) == {"seed": ["0", "1"]}

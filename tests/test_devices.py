@@ -1,7 +1,10 @@
 """Several devices: their shares are the whole, and they learn and predict what one does."""
 
 import logging
+import multiprocessing
 import os
+import signal
+import time
 from dataclasses import replace
 from itertools import pairwise
 from unittest.mock import patch
@@ -202,6 +205,17 @@ def test_no_process_goes_on_after_an_interruption():
         with pytest.raises(KeyboardInterrupt), together(2, Heard()) as (strategy, _):
             raise KeyboardInterrupt
         stop.assert_called_once_with(strategy)
+
+
+def test_processes_that_still_run_are_ended():
+    with together(2, Heard()) as (strategy, _):
+        strategy._configure_launcher()
+        process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        process.start()
+        strategy.launcher.procs = [process]
+        strategy.stop()
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
 
 
 def test_steps_that_devices_cannot_share_evenly():

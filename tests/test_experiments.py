@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from test_compare import predictions, write_run
+from made_up_runs import predictions, write_run
 
 from experiments.leaderboard import leaderboard, markdown
 from labor_llm.comparison.runs import distinct_names, read_runs

@@ -46,7 +46,7 @@ class TrainerSettings(LoopSettings):
     """How a language model is trained."""
 
     micro_batch_size: int = Field(default=8, ge=1)
-    """Careers per forward pass on each device, as above."""
+    """Careers per forward pass on each device: smaller needs less memory, and gradients are alike."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     layout: Layout = "packed"
     """Careers end to end in one row without padding, or one career a row, padded."""

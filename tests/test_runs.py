@@ -1,0 +1,100 @@
+"""How runs are told apart, and which of them are seeds of one model."""
+
+from pathlib import Path
+
+import pytest
+from made_up_runs import QUICK, predictions, write_run
+
+from labor_llm.compare import compare
+from labor_llm.comparison.runs import differing_settings
+from labor_llm.evaluate import evaluate
+
+
+def test_runs_that_share_a_name_show_what_differs(tmp_path):
+    for seed in (1, 2):
+        tracker = {"mode": f"mode-{seed}"}
+        write_run(
+            tmp_path / f"{seed}", "nano", predictions(seed), seed=seed, tracker=tracker, model={"seed": seed}
+        )
+    assert compare([tmp_path]).table["run"].to_list() == ["nano (seed=2)", "nano (seed=1)"]
+
+
+def test_a_setting_that_a_run_has_not_set_is_no_part_of_its_name(tmp_path):
+    write_run(tmp_path / "1", "markov", predictions(3))
+    write_run(tmp_path / "2", "markov", predictions(2.5), known_until=1982)
+    comparison = compare([tmp_path], "markov", QUICK)
+    assert set(comparison.table["run"]) == {"markov", "markov (known_until=1982)"}
+    assert comparison.references == comparison.model_references == {"panel": "markov"}
+
+
+def test_runs_that_differ_in_nothing_show_their_folders(tmp_path):
+    folders = [write_run(tmp_path / f"{number}", "nano", predictions(1.0)) for number in (1, 2)]
+    assert set(compare([tmp_path]).table["run"]) == {f"nano in {folder}" for folder in folders}
+
+
+def test_settings_that_follow_from_a_name_are_left_out():
+    def lora(rank):
+        return {"name": "lora", "_target_": "Lora", "alpha": 32, "rank": rank}
+
+    adapters = [lora(8), lora(16), {"name": "none", "_target_": "Full"}]
+    configs = [{"adapter": adapter, "model": {"adapter": adapter}} for adapter in adapters]
+    assert differing_settings(configs) == {
+        "adapter": ["lora", "lora", "none"],
+        "adapter.rank": ["8", "16", "null"],
+    }
+
+
+def test_where_the_raw_file_lies_does_not_tell_runs_apart():
+    configs = [
+        {"dataset": {"name": "mine", "raw": raw}, "seed": seed} for raw, seed in (("a.csv", 0), ("b.csv", 1))
+    ]
+    assert differing_settings(configs) == {"seed": ["0", "1"]}
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path):
+    for time in ("20260101", "20260102"):
+        write_run(tmp_path / time, "nano", predictions(2, seed=int(time)))
+    models = compare([tmp_path], statistics=QUICK).models
+    assert models["seeds"].to_list() == [1]
+    newest = evaluate(predictions(2, seed=20260102)).estimate("log_score").value
+    assert models["log_score"][0] == pytest.approx(newest)
+
+
+def write_embedding(folder: Path, language: Path, seed: int) -> Path:
+    """A run that rests on the run in another folder, of another seed; its own is always 0."""
+    model = {"fitted": str(language), "language": {"seed": seed}}
+    return write_run(folder, "embedding", predictions(2, seed=seed), model=model)
+
+
+def test_seeds_of_what_a_model_rests_on_are_taken_together(tmp_path):
+    for folder, seed in (("1", 1), ("2", 2), ("2 again", 2)):
+        language = write_run(tmp_path / "nano" / folder, "nano", predictions(1), seed=seed)
+        write_embedding(tmp_path / "embedding" / folder, language, seed)
+    models = compare([tmp_path / "embedding"], statistics=QUICK).models
+    assert models.select("model", "seeds").rows() == [("embedding", 2)]
+
+
+def test_models_that_rest_on_other_data_are_told_apart(tmp_path):
+    for number, until in ((1, None), (2, 1982)):
+        dataset = {"name": "panel", "raw": f"{number}.csv"}
+        language = write_run(
+            tmp_path / f"{number}", "nano", predictions(1), seed=number, dataset=dataset, known_until=until
+        )
+        write_embedding(tmp_path / "embedding" / f"{number}", language, number)
+    models = compare([tmp_path / "embedding"], statistics=QUICK).models
+    assert set(models["model"]) == {"embedding", "embedding (model.fitted.known_until=1982)"}
+
+
+def test_seeds_of_the_data_that_a_model_rests_on_make_other_models(tmp_path):
+    for seed in (1, 2):
+        language = write_run(tmp_path / f"{seed}", "nano", predictions(1), dataset={"name": "drawn", "seed": seed})
+        write_embedding(tmp_path / "embedding" / f"{seed}", language, 0)
+    models = compare([tmp_path / "embedding"], statistics=QUICK).models
+    assert set(models["model"]) == {f"embedding (model.fitted.dataset.seed={seed})" for seed in (1, 2)}
+
+
+def test_what_a_model_rests_on_and_is_gone_is_told_by_its_folder(tmp_path):
+    for seed in (1, 2):
+        write_embedding(tmp_path / f"{seed}", Path(f"gone/{seed}"), seed)
+    models = compare([tmp_path], statistics=QUICK).models
+    assert set(models["model"]) == {f"embedding (model.fitted=gone/{seed})" for seed in (1, 2)}
