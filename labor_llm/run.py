@@ -31,9 +31,11 @@ DECISIVE = ("dataset", "model", "predict", "keep_distribution", "known_until", "
 """The parts of a config on which a run's results depend, but for the following keys."""
 INDIFFERENT = (
     "dataset.raw",
-    "model.trainer.checkpoint_every",
-    "model.trainer.accelerator",
-    "model.scoring.max_tokens",
+    *(
+        f"{model}.{key}"
+        for model in ("model", "model.language")
+        for key in ("trainer.checkpoint_every", "trainer.accelerator", "scoring.max_tokens")
+    ),
 )
 
 
@@ -56,6 +58,8 @@ def run(cfg: DictConfig) -> float | None:
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
+            if found := _run_of_language(config, careers):
+                model.fitted = found.absolute()
             seconds = _fit_or_load(model, splits, folder, workspace)
             _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
@@ -77,6 +81,19 @@ def with_fitted_language(cfg: DictConfig) -> DictConfig:
     return changed
 
 
+def _run_of_language(config: Mapping[str, Any], careers: Careers) -> Path | None:
+    """The complete run of model=language that has fitted what ``model.language`` would be, if there is one."""
+    language = config["model"].get("language")
+    if language is None or config["model"]["fitted"] is not None:
+        return None
+    folder = _run_folders(config, careers, language["name"])
+    found = run_folder.find(folder, _decisive(config | {"model": language}, careers))
+    if found is None or not run_folder.is_complete(found):
+        return None
+    logger.info("the language model is that of %s", found)
+    return found
+
+
 def score(cfg: DictConfig) -> float | None:
     """Predict and evaluate with the fitted model of a complete run, on its own dataset or another one."""
     fitted = Path(cfg.run).resolve()
@@ -92,10 +109,12 @@ def score(cfg: DictConfig) -> float | None:
     config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
     config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
     merged = OmegaConf.create(config)
-    for place in ("model.trainer", "model.language.trainer"):
-        if OmegaConf.select(merged, place) is not None:  # where it is computed changes no result
-            where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
-            OmegaConf.update(merged, place, where)
+    where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
+    trainers = [key for key in ("model.trainer", "model.language.trainer") if OmegaConf.select(merged, key)]
+    if where and not trainers:
+        raise ConfigError(f"{' and '.join(where)} say where a network computes; {config['name']} is none.")
+    for trainer in trainers:  # where it is computed changes no result
+        OmegaConf.update(merged, trainer, where)
     _check(merged, ("test", "valid", "all"))
     parts = build(merged, ["dataset", "model"])
     careers = read_prepared(parts["dataset"], Path(config["outputs"]))
@@ -215,12 +234,21 @@ def _nonempty(splits: Splits, predict: str) -> Splits:
 
 def _folder(config: Mapping[str, Any], careers: Careers) -> Path:
     """The run folder for a config and data, found or made."""
+    parent, decisive = _run_folders(config, careers, config["name"]), _decisive(config, careers)
+    return run_folder.find(parent, decisive) or run_folder.create(parent, config, decisive)
+
+
+def _run_folders(config: Mapping[str, Any], careers: Careers, name: str) -> Path:
+    return Path(config["outputs"]) / careers.dataset / name
+
+
+def _decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
+    """What a run's results depend on: a run that differs elsewhere (tracker, paths) is the same run."""
     decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")})
     for key in INDIFFERENT:
         if OmegaConf.select(decisive, key) is not None:
             OmegaConf.update(decisive, key, None)
-    plain = _plain(decisive) | {"data": careers.fingerprint}
-    return run_folder.find_or_create(Path(config["outputs"]) / careers.dataset / config["name"], config, plain)
+    return _plain(decisive) | {"data": careers.fingerprint}
 
 
 def _perplexity(folder: Path) -> float | None:

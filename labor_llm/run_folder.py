@@ -35,20 +35,23 @@ CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
 )
 
 
-def find_or_create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
-    """The newest folder of the same settings, else a new one with its config.
+def find(parent: Path, decisive: Mapping[str, Any]) -> Path | None:
+    """The newest folder of a run with these settings."""
+    return max(parent.glob(f"*-{_digest(decisive)}"), default=None)
 
-    ``decisive`` is what the results depend on: a run that differs elsewhere (tracker, paths) is the same run.
-    """
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    if found := sorted(parent.glob(f"*-{digest}")):
-        return found[-1]
+
+def create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
+    """A new folder with its config, which ``find`` finds by what is decisive."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=parent) as scratch:
         new = Path(scratch) / "run"
         new.mkdir()
         (new / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
-        return new.rename(parent / f"{datetime.now():%Y%m%d-%H%M%S}-{digest}")
+        return new.rename(parent / f"{datetime.now():%Y%m%d-%H%M%S}-{_digest(decisive)}")
+
+
+def _digest(decisive: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def is_complete(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
@@ -21,6 +22,7 @@ from labor_llm.compare import compare
 from labor_llm.configs import conf_folder
 from labor_llm.datasets import read
 from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.models.language import LanguageModel
 from labor_llm.preparation import prepare
 from labor_llm.run import _folder, _plain, run, score
 from labor_llm.run_folder import held
@@ -121,6 +123,31 @@ def test_a_language_model_runs_and_scores_again(config, tmp_path):
     assert len(run_folders(tmp_path)) == 2
 
 
+def test_a_language_model_that_was_run_gives_its_states(config, tmp_path, monkeypatch, caplog):
+    fits: list[str] = []
+    fit = LanguageModel.fit
+
+    def counted(self, *args):
+        fits.append(self.name)
+        return fit(self, *args)
+
+    monkeypatch.setattr(LanguageModel, "fit", counted)
+    run(config("run", *TINY, "tracker=jsonl", "seed=1"))
+    own = run(config("run", *TINY, "tracker=jsonl", "model=embedding"))
+    assert fits == ["nano-title"] * 2  # the run is of another seed
+    run(config("run", *TINY, "tracker=jsonl"))
+    (tmp_path / "out" / "wage_panel" / "nano-title-embedding").rename(tmp_path / "before")
+    with caplog.at_level("INFO"):
+        taken = run(config("run", *TINY, "tracker=jsonl", "model=embedding", "trainer.checkpoint_every=9"))
+    assert len(fits) == 3
+    (folder,) = run_folders(tmp_path / "out" / "wage_panel" / "nano-title-embedding")
+    language = Path(json.loads((folder / "model" / "embedding.json").read_text())["fitted"])
+    assert f"the language model is that of {language}" in caplog.text
+    assert yaml.safe_load((language / "config.yaml").read_text())["seed"] == 0
+    assert taken == pytest.approx(own, rel=1e-4)
+    assert score(config("score", f"run={folder}", "predict=valid")) is not None
+
+
 def test_a_failed_evaluation_does_not_fit_again(config, tmp_path, monkeypatch):
     def broken(*args):
         raise OSError("disk full")
@@ -131,6 +158,14 @@ def test_a_failed_evaluation_does_not_fit_again(config, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("labor_llm.models.markov.Markov._fit", broken)
     assert run(config("run", "model=markov", "tracker=jsonl")) > 1
+
+
+def test_where_a_model_without_a_network_computes_is_refused(config, tmp_path):
+    run(config("run", "model=markov", "tracker=jsonl"))
+    (folder,) = run_folders(tmp_path)
+    with pytest.raises(ConfigError, match="accelerator and devices say where a network computes; markov is none"):
+        score(config("score", f"run={folder}", "accelerator=cpu", "devices=2"))
+    assert run_folders(tmp_path) == [folder]
 
 
 def test_an_incomplete_run_cannot_be_scored(config, tmp_path):

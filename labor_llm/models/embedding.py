@@ -54,7 +54,7 @@ class Embedding(OccupationModel):
     language: LanguageModel
     """Whose states are taken; fitted here unless ``fitted`` names a run in which it was."""
     fitted: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] | None = None
-    """The folder of a complete run of ``language``, with the settings of that run."""
+    """The folder of a complete run of ``language``."""
     pca: int | None = Field(default=None, ge=1)
     """How many principal components of the states are used; all numbers of the states if None."""
 
@@ -78,12 +78,6 @@ class Embedding(OccupationModel):
     def _language(self, train: Careers, valid: Careers, workspace: Workspace) -> LanguageModel:
         """The model whose states are taken, ready to read."""
         if self.fitted is None:
-            if not (self.language.backbone.pretrained or self.language.adapter.trains):
-                raise ConfigError(
-                    f"model=embedding: backbone {self.language.backbone.name!r} has random weights, which know "
-                    "nothing of careers. Name the run of a fine-tuned model with model.fitted=RUN, or use a "
-                    "backbone with weights such as backbone=gpt2."
-                )
             return self.language.fit(train, valid, self.choice_set, workspace)
         model = self.language.load(self.fitted / FITTED)
         if model.taxonomy != train.taxonomy:
