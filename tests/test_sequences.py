@@ -13,7 +13,7 @@ from labor_llm.sequences.bag import BagOfJobsNetwork
 from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches, Grid, collate
 from labor_llm.sequences.codes import CodeBook
 from labor_llm.sequences.lstm import ContextualLSTM
-from labor_llm.sequences.transformer import CareerTransformer, sinusoids
+from labor_llm.sequences.transformer import MULTIPLIES_BFLOAT16, CareerTransformer, gelu_of, sinusoids
 
 UNEVEN = panel(
     person_id=["a"] * 5 + ["b"] * 1 + ["c"] * 3 + ["d"] * 2,
@@ -133,6 +133,21 @@ def test_careers_in_one_grid_are_read_as_each_by_itself():
     network = CareerTransformer(BOOK, LOGITS, layers=2, width=12, feed_forward=20, heads=3, dropout=0.5).eval()
     alone = [spelled_out(network, collate(CODED, np.array([career]))) for career in range(len(CODED))]
     torch.testing.assert_close(network(everybody()), torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="needs a processor that multiplies bfloat16")
+def test_gelu_within_the_linear_map_is_nearer_to_the_truth_than_after_it(monkeypatch):
+    torch.manual_seed(0)
+    linear, values = torch.nn.Linear(24, 40), torch.randn(6, 5, 24)
+    true = gelu(linear(values))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fused = gelu_of(linear, values)
+        monkeypatch.setattr("labor_llm.sequences.transformer.MULTIPLIES_BFLOAT16", False)
+        after = gelu_of(linear, values)
+    assert fused.dtype == after.dtype == torch.bfloat16
+    assert not torch.equal(fused, after)
+    assert (fused - true).abs().mean() < (after - true).abs().mean() < 5e-3
+    assert gelu_of(linear, values).grad_fn is not None
 
 
 def test_bag_of_jobs_is_as_defined():

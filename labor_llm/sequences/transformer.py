@@ -22,6 +22,9 @@ from labor_llm.sequences.codes import CodeBook
 FIRST_POSITION = 2
 """fairseq counts positions from the number after its padding symbol's, which is 1."""
 
+MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN is there and multiplies bfloat16 on this processor."""
+
 
 class CareerTransformer(nn.Module):
     """Logits for every record of a batch from the occupations before it and the covariates up to it."""
@@ -86,7 +89,7 @@ class Layer(nn.Module):
         """The state after the layer, (R, L, D)."""
         read_RLD = self.read(self._attention(self.attention_norm(state_RLD), bias_R1LL))
         state_RLD = state_RLD + self.dropout(read_RLD)
-        change_RLD = self.down(gelu(self.up(self.feed_forward_norm(state_RLD))))
+        change_RLD = self.down(gelu_of(self.up, self.feed_forward_norm(state_RLD)))
         after_RLD: Tensor = state_RLD + self.dropout(change_RLD)
         return after_RLD
 
@@ -99,6 +102,20 @@ class Layer(nn.Module):
         shares = (scores.view(rows, -1, length, length) + bias_R1LL).softmax(-1).to(value.dtype)
         read = torch.bmm(self.dropout(shares).flatten(0, 1), value)
         return read.view(rows, -1, length, width // self.heads).transpose(1, 2).reshape(rows, length, width)
+
+
+def gelu_of(linear: nn.Linear, values: Tensor) -> Tensor:
+    """GELU of a linear map; where a CPU multiplies bfloat16 and nothing is trained, one operation of oneDNN.
+
+    It rounds once, and spares a tensor that is written to fresh memory and read again: scoring takes a fifth less.
+    """
+    in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    trains, off_cpu = torch.is_grad_enabled(), values.device.type != "cpu"
+    if trains or off_cpu or not (in_bfloat16 and MULTIPLIES_BFLOAT16):
+        return gelu(linear(values))
+    parts = (part.to(torch.bfloat16) for part in (values, linear.weight, linear.bias))
+    raised: Tensor = torch.ops.mkldnn._linear_pointwise(*parts, "gelu", [], "none")
+    return raised
 
 
 def attention_bias(careers_RL: Tensor) -> Tensor:
