@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from labor_llm.configs import check_overrides, check_values, conf_folder, quoted, user_folder
 from labor_llm.errors import ConfigError, LaborLLMError, unknown
+from labor_llm.usage import usage
 
 VERBS = {
     "run": "labor_llm.run:run",
@@ -87,6 +88,9 @@ def _call_hydra(verb: str, words: Sequence[str]) -> None:
     _check_flags(args)
     overrides = with_paths(verb, args.overrides)
     with user_folder(args.config_dir):
+        if args.help:
+            sys.stdout.write(usage(verb))
+            return
         check_overrides(args.config_name or verb, overrides, args.multirun, _check_parts)
         flags = {name: value for name, value in vars(args).items() if name not in ("overrides", "config_dir")}
         task = _task(verb)

@@ -110,6 +110,12 @@ def check_overrides(
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
+def groups(config_name: str) -> list[str]:
+    """The groups that a verb's configuration chooses from, in its order."""
+    chosen = compose(config_name, return_hydra_config=True).hydra.runtime.choices
+    return [name for name in reversed(list(chosen)) if not name.startswith("hydra/") and "@" not in name]
+
+
 def _parsed(overrides: Iterable[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
     """The overrides that Hydra can read, and what is wrong with the others."""
     parser = OverridesParser.create(loader)
@@ -213,11 +219,13 @@ def _complaint(config_name: str, job: Sequence[str]) -> Exception | None:
 def _explained(
     override: str, complaint: Exception, config_name: str, taken: Sequence[str], loader: ConfigLoader
 ) -> str:
+    key, own = override.partition("=")[0], groups(config_name)
+    if _is_group(key, loader) and key not in own:
+        return f"{override}: {config_name} has no {key} to choose; it has {', '.join(own) or 'no groups'}"
     if not isinstance(complaint.__cause__, ConfigAttributeError | ConfigKeyError):
         return f"{override}: {one_line(complaint)}"
-    key = override.partition("=")[0]
     cfg = compose(config_name, list(taken), return_hydra_config=key.startswith("hydra."))
-    keys = {*_dotted_keys(OmegaConf.to_container(cfg)), *loader.list_groups("")} - {"hydra"}
+    keys = {*_dotted_keys(OmegaConf.to_container(cfg)), *own} - {"hydra"}
     for free in (key, key.rpartition(".")[0]):
         if isinstance(OmegaConf.select(cfg, free), DictConfig) and not (OmegaConf.select(cfg, free)):
             return f"{override}: names in {free} are your own: add one with +{free}.NAME=VALUE, or in a file"
@@ -271,8 +279,7 @@ def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
 
 def _own(cfg: DictConfig, key: str) -> str:
     """Where the model has a value of its own for the key, if it has one."""
-    homes = [f"{above}.{key}" for above in ("model", LANGUAGE)]
-    return next((f"; it has {home}" for home in homes if _has(cfg, home)), "")
+    return f"; it has model.{key}" if _has(cfg, f"model.{key}") else ""
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

@@ -40,7 +40,9 @@ def forecast(cfg: DictConfig) -> None:
     table = future.table(cfg.min_persons).with_columns(covariates=pl.lit(cfg.covariates))
     _write(future, table, folder, cfg.keep_paths)
     title = f"{config['name']}: records after {cutoff}, {cfg.paths} paths, {cfg.covariates} covariates"
-    Console(width=max(WIDTH, Console().width)).print(_shown(table, title))
+    console = Console(width=max(WIDTH, Console().width))
+    console.print(title, highlight=False)
+    console.print(_shown(table))
     logger.info("results: %s", run_folder.from_here(folder))
 
 
@@ -77,9 +79,9 @@ def _write(future: Future, table: pl.DataFrame, folder: Path, keep_paths: bool) 
     run_folder.write_atomically(folder / "forecast.csv", table.write_csv())
 
 
-def _shown(table: pl.DataFrame, title: str) -> Table:
+def _shown(table: pl.DataFrame) -> Table:
     """Years ahead by metric, standard errors in brackets."""
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = Table(box=box.SIMPLE_HEAD)
     names = table["metric"].unique(maintain_order=True)
     # weighted AUCs are in forecast.csv alone
     metrics = [name for name in names if not (name.startswith("auc_") and name.endswith("_weighted"))]

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from labor_llm import __main__, configs
+from labor_llm import __main__, configs, usage
 from labor_llm.__main__ import main, with_paths
 from labor_llm.errors import ConfigError, RunError
 
@@ -21,7 +21,8 @@ REPOSITORY = Path(__file__).parents[1]
 ENTRIES = {
     "command_line.yaml": (REPOSITORY / "conf" / "command_line.yaml").read_text(),
     "run.yaml": "defaults: [command_line, {dataset: panel}, {backbone: nano}, _self_]\nseed: 0",
-    "score.yaml": "defaults: [command_line, _self_]\nrun: ???",
+    "score.yaml": "# labor-llm score RUN: again.\n# With RUN.\ndefaults:\n  - command_line\n  - _self_\n\n"
+    "run: ???  # the run\n# not for users\nmore:\n  seed: 0  # of it\n\nhydra:\n  sweep:\n    dir: here",
     "compare.yaml": "defaults: [command_line, _self_]\nruns: []",
     "dataset/panel.yaml": "_target_: types.SimpleNamespace\nname: panel",
     "dataset/table.yaml": "name: table\nraw: ???",
@@ -66,7 +67,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    for module in (configs, __main__):
+    for module in (configs, usage, __main__):
         monkeypatch.setattr(module, "conf_folder", lambda: tmp_path / "conf")
     for verb in ("run", "compare", "score"):
         monkeypatch.setitem(__main__.VERBS, verb, f"{__name__}:fake_{verb}")
@@ -237,8 +238,25 @@ def test_help_and_version(type_in):
     assert type_in("--version")[1] == type_in("run", "--version")[1]
     code, out, _ = type_in("run", "--help")
     assert code == 0
-    assert "Verbs: variables, prepare, describe, run, score, forecast, compare." in out
-    assert "backbone: micro, nano\ndataset: panel, table\n" in out
+    assert "Groups and their entries, group=entry:\n  dataset: panel, table\n  backbone: micro, nano\n" in out
+
+
+def test_help_has_the_words_of_the_configuration_file(type_in):
+    code, out, _ = type_in("score", "--help")
+    assert code == 0
+    assert out.startswith(
+        "labor-llm score RUN: again.\nWith RUN.\n\n"
+        "Settings, key=value:\n  run: ???  # the run\n  more:\n    seed: 0  # of it\n\n  --cfg job"
+    )
+
+
+def test_a_group_that_a_verb_lacks_is_named(type_in):
+    words = ("score", "RUN", "dataset=panel", "seeed=1")
+    assert type_in(*words)[2] == (
+        "labor-llm:\n  dataset=panel: score has no dataset to choose; it has no groups\n"
+        "  unknown key 'seeed'. Known: more, run.\n"
+    )
+    assert "dataset" not in type_in("score", "RUN", "x=1")[2]
 
 
 def test_an_unknown_verb_has_its_near_miss(type_in):
