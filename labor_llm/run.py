@@ -58,8 +58,8 @@ def run(cfg: DictConfig) -> float | None:
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
-            if found := _run_of_language(config, careers):
-                model.fitted = found.absolute()
+            if "language" in config["model"] and model.fitted is None and model.language.adapter.trains:
+                model.fitted = _run_of_language(config, careers)
             seconds = _fit_or_load(model, splits, folder, workspace)
             _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
@@ -83,15 +83,14 @@ def with_fitted_language(cfg: DictConfig) -> DictConfig:
 
 def _run_of_language(config: Mapping[str, Any], careers: Careers) -> Path | None:
     """The complete run of model=language that has fitted what ``model.language`` would be, if there is one."""
-    language = config["model"].get("language")
-    if language is None or config["model"]["fitted"] is not None:
-        return None
+    language = config["model"]["language"]
     folder = _run_folders(config, careers, language["name"])
     found = run_folder.find(folder, _decisive(config | {"model": language}, careers))
     if found is None or not run_folder.is_complete(found):
+        logger.info("there is no complete run of %s with these settings: it is fitted here", language["name"])
         return None
     logger.info("the language model is that of %s", found)
-    return found
+    return found.absolute()
 
 
 def score(cfg: DictConfig) -> float | None:
