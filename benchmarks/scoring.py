@@ -264,7 +264,11 @@ def benchmark(size: Size, data: Path | None = None) -> dict[str, Any]:
     """The whole benchmark: the generated panel and, under ``other_panel``, the careers of a file."""
     careers = generated_panel(size.careers, seed=0)
     result = measure(careers, careers.taxonomy.codes, size)
-    return result if data is None else result | {"other_panel": measure(Careers.read(data), None, size)}
+    if data is None:
+        return result
+    other = measure(Careers.read(data), None, size)
+    del other["careers"]  # sizes of single persons' careers stay where the panel is
+    return result | {"other_panel": other}
 
 
 def parsed(arguments: Sequence[str]) -> tuple[Size, argparse.Namespace]:
