@@ -111,8 +111,8 @@ def _check_flags(args: Namespace) -> None:
         raise ConfigError("--config-path would hide the shipped configurations; use --config-dir")
     if sum(map(bool, (args.run, args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
         raise ConfigError("choose one of --run, --multirun (-m), --cfg, --info and --shell-completion")
-    if args.resolve and not (args.cfg or args.help):
-        raise ConfigError("--resolve belongs to --cfg or --help")
+    if args.resolve and not args.cfg:
+        raise ConfigError("--resolve belongs to --cfg")
 
 
 def with_paths(verb: str, words: Sequence[str]) -> list[str]:

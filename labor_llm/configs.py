@@ -220,7 +220,7 @@ def _explained(
     override: str, complaint: Exception, config_name: str, taken: Sequence[str], loader: ConfigLoader
 ) -> str:
     key, own = override.partition("=")[0], groups(config_name)
-    if _is_group(key, loader) and key not in own:
+    if _is_group(key, loader) and key not in own and not key.startswith("hydra/"):
         return f"{override}: {config_name} has no {key} to choose; it has {', '.join(own) or 'no groups'}"
     if not isinstance(complaint.__cause__, ConfigAttributeError | ConfigKeyError):
         return f"{override}: {one_line(complaint)}"
@@ -279,7 +279,8 @@ def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
 
 def _own(cfg: DictConfig, key: str) -> str:
     """Where the model has a value of its own for the key, if it has one."""
-    return f"; it has model.{key}" if _has(cfg, f"model.{key}") else ""
+    homes = [f"{above}.{key}" for above in ("model", LANGUAGE)]
+    return next((f"; it has {home}" for home in homes if _has(cfg, home)), "")
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

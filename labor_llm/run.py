@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> float | None:
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
-            if "language" in config["model"] and model.fitted is None and model.language.adapter.trains:
+            if _needs_language(model, config, folder):
                 model.fitted = _run_of_language(config, careers)
             seconds = _fit_or_load(model, splits, folder, workspace)
             _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
@@ -81,16 +81,24 @@ def with_fitted_language(cfg: DictConfig) -> DictConfig:
     return changed
 
 
+def _needs_language(model: Any, config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the model is to be fitted on the states of a language model that is to be fitted, too."""
+    rests = "fitted" in config["model"] and not (folder / run_folder.MODEL).is_dir()
+    return rests and model.fitted is None and model.language.adapter.trains
+
+
 def _run_of_language(config: Mapping[str, Any], careers: Careers) -> Path | None:
-    """The complete run of model=language that has fitted what ``model.language`` would be, if there is one."""
+    """The newest complete run of model=language that fitted what ``model.language`` would be, if there is one."""
     language = config["model"]["language"]
-    folder = _run_folders(config, careers, language["name"])
-    found = run_folder.find(folder, _decisive(config | {"model": language}, careers))
-    if found is None or not run_folder.is_complete(found):
-        logger.info("there is no complete run of %s with these settings: it is fitted here", language["name"])
-        return None
-    logger.info("the language model is that of %s", found)
-    return found.absolute()
+    parent, wanted = _run_folders(config, careers, language["name"]), {**config, "model": language}
+    for folder in sorted(filter(run_folder.is_complete, parent.glob("*")), reverse=True):
+        other = run_folder.read_config(folder)
+        of_these_data = run_folder.find(parent, _decisive(other, careers)) == folder
+        if of_these_data and _of_fit(other, careers) == _of_fit(wanted, careers):
+            logger.info("the language model is that of %s", folder)
+            return folder.absolute()
+    logger.info("there is no complete run of %s with these settings: it is fitted here", language["name"])
+    return None
 
 
 def score(cfg: DictConfig) -> float | None:
@@ -111,7 +119,7 @@ def score(cfg: DictConfig) -> float | None:
     where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
     trainers = [key for key in ("model.trainer", "model.language.trainer") if OmegaConf.select(merged, key)]
     if where and not trainers:
-        raise ConfigError(f"{' and '.join(where)} say where a network computes; {config['name']} is none.")
+        raise ConfigError(f"{config['name']} is no network: leave out {' and '.join(where)}.")
     for trainer in trainers:  # where it is computed changes no result
         OmegaConf.update(merged, trainer, where)
     _check(merged, ("test", "valid", "all"))
@@ -248,6 +256,15 @@ def _decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
         if OmegaConf.select(decisive, key) is not None:
             OmegaConf.update(decisive, key, None)
     return _plain(decisive) | {"data": careers.fingerprint}
+
+
+def _of_fit(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
+    """What is decisive for the fitted model, and not only for what is done with it."""
+    decisive = _decisive(config, careers)
+    model = {key: value for key, value in decisive["model"].items() if key != "scoring"}
+    return {key: decisive[key] for key in decisive if key not in ("predict", "keep_distribution")} | {
+        "model": model
+    }
 
 
 def _perplexity(folder: Path) -> float | None:

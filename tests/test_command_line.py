@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -248,6 +249,17 @@ def test_help_has_the_words_of_the_configuration_file(type_in):
         "labor-llm score RUN: again.\nWith RUN.\n\n"
         "Settings, key=value:\n  run: ???  # the run\n  more:\n    seed: 0  # of it\n\n  --cfg job"
     )
+
+
+@pytest.mark.parametrize("verb", __main__.VERBS)
+def test_help_has_every_setting_and_group_of_a_shipped_verb(verb):
+    shown = started("-m", "labor_llm", verb, "--help").stdout
+    cfg = yaml.safe_load((REPOSITORY / "conf" / f"{verb}.yaml").read_text())
+    own = set(cfg) - {"defaults", "hydra"}
+    chosen = {name for entry in cfg["defaults"] if isinstance(entry, dict) for name in entry}
+    assert shown.startswith(f"labor-llm {verb}")
+    assert own | chosen <= set(re.findall(r"^  (\w+):", shown, re.MULTILINE))
+    assert "hydra:" not in shown
 
 
 def test_a_group_that_a_verb_lacks_is_named(type_in):

@@ -85,7 +85,8 @@ def test_overrides_that_the_model_does_not_read_are_mistakes_outside_a_sweep():
 def test_parts_that_a_language_model_within_a_model_has_of_its_own_are_not_read():
     own = ["trainer@model.language.trainer=default", "model.language.trainer.max_epochs=4"]
     assert mistakes("model=states", "backbone=micro", "trainer.max_epochs=4", *own) == [
-        "trainer.max_epochs=4: model=states does not read trainer.max_epochs"
+        "trainer.max_epochs=4: model=states does not read trainer.max_epochs; "
+        "it has model.language.trainer.max_epochs"
     ]
 
 

@@ -206,6 +206,11 @@ def unread(*overrides: str) -> list[str]:
     return []
 
 
+def test_how_titles_are_scored_is_not_read():
+    assert unread("scoring=pruned") == ["scoring; it has model.language.scoring"]
+    assert unread("model.language.scoring.max_tokens=99") == []
+
+
 def test_overrides_of_what_a_fitted_run_says_are_refused():
     own = ["model.pca=4", "seed=1", "experiment=nlsy97_leaderboard"]
     keys = [override.partition("=")[0] for override in PARTS]

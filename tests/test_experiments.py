@@ -1,13 +1,16 @@
-"""The scripts behind tables and claims: all can be imported, and the leaderboard says what its runs were."""
+"""The scripts behind tables and claims can be imported, and the leaderboard says what its runs were."""
 
 import importlib
 from pathlib import Path
 
+import polars as pl
 import pytest
 from made_up_runs import predictions, write_run
+from omegaconf import OmegaConf
 
-from experiments.leaderboard import leaderboard, markdown
+from labor_llm.comparison.leaderboard import Leaderboard, leaderboard, markdown
 from labor_llm.comparison.runs import distinct_names, read_runs
+from labor_llm.errors import RunError
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[1] / "experiments").glob("*.py"))
 LANGUAGE = {"backbone": {"name": "nano"}, "label": {"name": "token"}}
@@ -45,5 +48,14 @@ def test_the_leaderboard_is_sorted_and_names_what_each_model_reads(runs):
 
 
 def test_an_unknown_reference_is_named(runs):
-    with pytest.raises(SystemExit, match="there is no run 'markov': name one of"):
+    with pytest.raises(RunError, match="there is no run 'markov' to compare with; there are career, nano"):
         leaderboard(runs, "markov")
+
+
+def test_a_sweep_ends_with_its_leaderboard(runs, tmp_path, caplog):
+    config = OmegaConf.create({"outputs": str(tmp_path.parent), "dataset": {"name": tmp_path.name}})
+    with caplog.at_level("INFO"):
+        Leaderboard(reference="career").on_multirun_end(config)
+    written = pl.read_csv(tmp_path / "leaderboard.csv")
+    assert written.equals(leaderboard(runs, "career"))
+    assert markdown(written, "career") in caplog.text

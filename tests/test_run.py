@@ -12,7 +12,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
@@ -110,8 +109,11 @@ def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
         careers = read(build(cfg, ["dataset"])["dataset"])
         return _folder(_plain(cfg), careers)
 
-    assert folder() == folder("trainer.accelerator=cpu", "trainer.checkpoint_every=7", "scoring.max_tokens=99")
+    elsewhere = ["trainer.accelerator=cpu", "trainer.checkpoint_every=7"]
+    assert folder() == folder(*elsewhere, "scoring.max_tokens=99")
     assert folder() != folder("trainer.micro_batch_size=4")
+    embedding = ["model=embedding", "model.language.scoring.max_tokens=99"]
+    assert folder("model=embedding") == folder(*embedding, *elsewhere)
 
 
 def test_a_language_model_runs_and_scores_again(config, tmp_path):
@@ -123,29 +125,49 @@ def test_a_language_model_runs_and_scores_again(config, tmp_path):
     assert len(run_folders(tmp_path)) == 2
 
 
-def test_a_language_model_that_was_run_gives_its_states(config, tmp_path, monkeypatch, caplog):
-    fits: list[str] = []
-    fit = LanguageModel.fit
+@pytest.fixture
+def language_fits(monkeypatch) -> list[str]:
+    """The language models that were fitted, one after another."""
+    names, fit = [], LanguageModel.fit
 
     def counted(self, *args):
-        fits.append(self.name)
+        names.append(self.name)
         return fit(self, *args)
 
     monkeypatch.setattr(LanguageModel, "fit", counted)
-    run(config("run", *TINY, "tracker=jsonl", "seed=1"))
-    own = run(config("run", *TINY, "tracker=jsonl", "model=embedding"))
-    assert fits == ["nano-title"] * 2  # the run is of another seed
-    run(config("run", *TINY, "tracker=jsonl"))
-    (tmp_path / "out" / "wage_panel" / "nano-title-embedding").rename(tmp_path / "before")
+    return names
+
+
+def test_a_language_model_that_was_run_gives_its_states(config, tmp_path, language_fits, caplog):
+    runs = tmp_path / "out" / "wage_panel"
+    embedding = (*TINY, "tracker=jsonl", "model=embedding")
+    own = run(config("run", *embedding))
+    assert language_fits == ["nano-title"]
+    (runs / "nano-title-embedding").rename(tmp_path / "before")
+    run(config("run", *TINY, "tracker=jsonl", "predict=valid", "scoring=realized"))
     with caplog.at_level("INFO"):
-        taken = run(config("run", *TINY, "tracker=jsonl", "model=embedding", "trainer.checkpoint_every=9"))
-    assert len(fits) == 3
-    (folder,) = run_folders(tmp_path / "out" / "wage_panel" / "nano-title-embedding")
-    language = Path(json.loads((folder / "model" / "embedding.json").read_text())["fitted"])
+        taken = run(config("run", *embedding, "trainer.checkpoint_every=9"))
+    assert len(language_fits) == 2
+    ((folder,), (language,)) = (run_folders(runs / name) for name in ("nano-title-embedding", "nano-title"))
     assert f"the language model is that of {language}" in caplog.text
-    assert yaml.safe_load((language / "config.yaml").read_text())["seed"] == 0
     assert taken == pytest.approx(own, rel=1e-4)
-    assert score(config("score", f"run={folder}", "predict=valid")) is not None
+    (tmp_path / "out").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / folder.relative_to(tmp_path / "out")
+    assert score(config("score", f"run={moved}", "predict=valid", "outputs=null")) is not None
+    (tmp_path / "moved" / "wage_panel" / "nano-title").rename(tmp_path / "gone")
+    with pytest.raises(
+        RunError, match=r"reads the states of the language model in .*nano-title/.*, which is gone"
+    ):
+        score(config("score", f"run={moved}", "predict=all", "outputs=null"))
+
+
+@pytest.mark.parametrize("other", ["seed=1", "dataset.split.salt=other", "known_until=1985", "incomplete"])
+def test_another_language_model_is_not_taken(config, tmp_path, language_fits, other):
+    run(config("run", *TINY, "tracker=jsonl", *([] if other == "incomplete" else [other])))
+    if other == "incomplete":
+        (run_folders(tmp_path)[0] / "complete").unlink()
+    run(config("run", *TINY, "tracker=jsonl", "model=embedding"))
+    assert len(language_fits) == 2
 
 
 def test_a_failed_evaluation_does_not_fit_again(config, tmp_path, monkeypatch):
@@ -163,7 +185,7 @@ def test_a_failed_evaluation_does_not_fit_again(config, tmp_path, monkeypatch):
 def test_where_a_model_without_a_network_computes_is_refused(config, tmp_path):
     run(config("run", "model=markov", "tracker=jsonl"))
     (folder,) = run_folders(tmp_path)
-    with pytest.raises(ConfigError, match="accelerator and devices say where a network computes; markov is none"):
+    with pytest.raises(ConfigError, match="markov is no network: leave out accelerator and devices"):
         score(config("score", f"run={folder}", "accelerator=cpu", "devices=2"))
     assert run_folders(tmp_path) == [folder]
 

@@ -1,29 +1,49 @@
-"""The leaderboard of the runs on one dataset, best first, with paired differences to CAREER.
+"""The leaderboard of the runs on one dataset, best first, with paired differences to one of them.
 
-    labor-llm run -m experiment=nlsy97_leaderboard dataset.raw=careers.csv.xz
-    python -m experiments.leaderboard outputs/nlsy97_panel
-
-Writes leaderboard.csv into the folder and prints the table in Markdown. Perplexities are over all records of the
-test persons, errors clustered by person; the difference is in mean log score, in nats, positive: better than the
-reference.
+Perplexities are over all records of the test persons, errors clustered by person; the difference is in mean log
+score, in nats, positive: better than the reference.
 """
 
-import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from labor_llm.comparison.runs import Run, distinct_names, read_runs
+from labor_llm.errors import RunError
 from labor_llm.evaluate import evaluate, paired_difference
 from labor_llm.predictions import Predictions
 from labor_llm.run_folder import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+class Leaderboard(Callback):
+    """At the end of a sweep, writes leaderboard.csv of all runs on its dataset, and says it."""
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra calls it once all jobs went well."""
+        logger.info("%s", write_leaderboard(Path(config.outputs) / config.dataset.name, self.reference))
+
+
+def write_leaderboard(folder: Path, reference: str) -> str:
+    """The table in Markdown, after leaderboard.csv was written into the folder of the runs."""
+    runs = [run for run in read_runs([folder]) if run.config["predict"] == "test"]
+    table = leaderboard(distinct_names(runs), reference)
+    write_atomically(folder / "leaderboard.csv", table.write_csv())
+    return markdown(table, reference)
 
 
 def leaderboard(runs: dict[str, Run], reference: str) -> pl.DataFrame:
     """One line per run: model, backbone, label, perplexity, se, difference, difference_se, seconds."""
     if reference not in runs:
-        raise SystemExit(f"there is no run {reference!r}: name one of {', '.join(runs)} with --reference")
+        raise RunError(f"there is no run {reference!r} to compare with; there are {', '.join(runs)}.")
     against = runs[reference].predictions()
     lines = [_line(name, run, against) for name, run in runs.items()]
     return pl.DataFrame(lines, infer_schema_length=None).sort("perplexity", nulls_last=True)
@@ -63,19 +83,3 @@ def _with_error(value: float | None, error: float | None, form: str) -> str:
     if value is None:
         return "-"
     return f"{value:{form}}" + ("" if error is None else f" ({error:{form.lstrip('+')}})")
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the runs, such as outputs/nlsy97_panel")
-    parser.add_argument("--reference", default="career", help="name of a run")
-    args = parser.parse_args()
-    runs = [run for run in read_runs([args.folder]) if run.config["predict"] == "test"]
-    table = leaderboard(distinct_names(runs), args.reference)
-    write_atomically(args.folder / "leaderboard.csv", table.write_csv())
-    print(markdown(table, args.reference))
-
-
-if __name__ == "__main__":
-    main()

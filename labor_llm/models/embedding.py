@@ -1,7 +1,7 @@
 """A multinomial logit on what a language model knows when it is about to write an occupation's title.
 
-One of the ways of arXiv 2406.17972 to make a language model an occupation model, and the cheap one: a career is
-read once, and nothing but the logit is trained.
+One of the ways of arXiv 2406.17972 to make a language model an occupation model, and the cheap one if there is the
+language model: a career is read once, and nothing but the logit is trained.
 
 Legend: N records, E numbers of a state, F features, J occupations.
 """
@@ -9,6 +9,7 @@ Legend: N records, E numbers of a state, F features, J occupations.
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from labor_llm.careers import Careers
-from labor_llm.errors import ConfigError, DataError
+from labor_llm.errors import ConfigError, DataError, RunError
 from labor_llm.events import blocks
 from labor_llm.language.states import device_of
 from labor_llm.models.base import OccupationModel, Workspace
@@ -106,9 +107,10 @@ class Embedding(OccupationModel):
         return ChoiceProbabilities(log_probs_NJ, np.zeros(len(careers)))
 
     def _save(self, folder: Path) -> None:
-        """The logit, and the language model, which is only named if it is that of another run."""
+        """The logit, and the language model; if it is that of another run, only where that lies from here."""
         save_file({"weights_EJ": self.weights_EJ_, "offsets_J": self.offsets_J_}, folder / self.file)
-        (folder / self.facts_file).write_text(json.dumps({"fitted": self.fitted and str(self.fitted)}))
+        fitted = self.fitted and os.path.relpath(self.fitted, folder.absolute())
+        (folder / self.facts_file).write_text(json.dumps({"fitted": fitted}))
         if self.fitted is None:
             self._reader.save(folder / self.language_folder)
 
@@ -116,7 +118,13 @@ class Embedding(OccupationModel):
         logit = load_file(folder / self.file)
         self.weights_EJ_, self.offsets_J_ = logit["weights_EJ"], logit["offsets_J"]
         fitted = json.loads((folder / self.facts_file).read_text())["fitted"]
-        self._reader = self.language.load(Path(fitted) / FITTED if fitted else folder / self.language_folder)
+        language = folder / fitted / FITTED if fitted else folder / self.language_folder
+        if not language.is_dir():
+            raise RunError(
+                f"{self.name} reads the states of the language model in {language.resolve()}, which is gone. Put "
+                "that run back, or delete this one and run it again."
+            )
+        self._reader = self.language.load(language)
 
 
 @plain_dataclass(frozen=True)

@@ -23,7 +23,7 @@ FIRST_POSITION = 2
 """fairseq counts positions from the number after its padding symbol's, which is 1."""
 
 MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether oneDNN is there and multiplies bfloat16 on this processor."""
+"""Whether oneDNN is there and has products of bfloat16 for this processor."""
 
 
 class CareerTransformer(nn.Module):
@@ -110,8 +110,8 @@ def gelu_of(linear: nn.Linear, values: Tensor) -> Tensor:
     It rounds once, and spares a tensor that is written to fresh memory and read again: scoring takes a fifth less.
     """
     in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    trains, off_cpu = torch.is_grad_enabled(), values.device.type != "cpu"
-    if trains or off_cpu or not (in_bfloat16 and MULTIPLIES_BFLOAT16):
+    one = MULTIPLIES_BFLOAT16 and in_bfloat16 and values.device.type == "cpu" and not torch.is_grad_enabled()
+    if not one or torch.compiler.is_compiling():  # a compiler has its own ways to join the two
         return gelu(linear(values))
     parts = (part.to(torch.bfloat16) for part in (values, linear.weight, linear.bias))
     raised: Tensor = torch.ops.mkldnn._linear_pointwise(*parts, "gelu", [], "none")
