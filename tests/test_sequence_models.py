@@ -93,6 +93,13 @@ def test_what_saves_memory_or_time_learns_the_same(settings, dropout):
     np.testing.assert_allclose(other.log_probs(TEST), plain.log_probs(TEST), atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not transformer.MULTIPLIES_BFLOAT16, reason="needs a processor that multiplies bfloat16")
+def test_compiled_layers_are_validated_in_bfloat16():
+    plain, compiled = (small_career(precision="bf16-mixed", compile=compile_) for compile_ in (False, True))
+    np.testing.assert_allclose(compiled.log_probs(TEST), plain.log_probs(TEST), atol=5e-2)
+
+
 def test_layers_are_computed_again_while_training_and_only_if_asked(monkeypatch):
     called = []
     again = transformer.checkpoint

@@ -19,7 +19,7 @@ from labor_llm.training import LoopSettings, Training, predict_all
 
 BETAS = (0.9, 0.98)
 """Adam's, as in the reference code of CAREER."""
-SCORED_RECORDS = 8192
+SCORED_RECORDS = 16_384
 """Records that are scored together."""
 
 
