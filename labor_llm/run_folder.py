@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -83,7 +84,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the run folder, and the package's log in its ``run.log``."""
+    """Keep other processes out of the run folder, and the package's log in its ``run.log``.
+
+    A run that is refused before anything was computed leaves no folder.
+    """
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("labor_llm")
@@ -91,7 +95,12 @@ def held(folder: Path) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             package.addHandler(handler)
             (folder / "environment.txt").write_text(environment())
-            yield
+            try:
+                yield
+            except LaborLLMError:
+                if not _has_results(folder):
+                    shutil.rmtree(folder)
+                raise
     except Timeout:
         raise RunError(f"another process is running in {folder}; wait for it, or stop it.") from None
     except Exception as error:
@@ -101,6 +110,11 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         handler.close()
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether there is anything that the same command would go on from."""
+    return any((folder / name).exists() for name in (MODEL, PREDICTIONS)) or any((folder / CHECKPOINTS).glob("*"))
 
 
 def environment() -> str:

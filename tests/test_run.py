@@ -195,6 +195,19 @@ def test_an_incomplete_run_cannot_be_scored(config, tmp_path):
         score(config("score", f"run={tmp_path / 'nothing'}"))
 
 
+def test_a_run_that_is_refused_leaves_a_folder_only_if_it_computed_something(config, tmp_path, monkeypatch):
+    def refused(*args):
+        raise DataError("no")
+
+    with pytest.raises(ConfigError, match="nowhere"):
+        run(config("run", "tracker=jsonl", "backbone=hf", "backbone.path=/nowhere"))
+    assert not list(tmp_path.rglob("config.yaml"))
+    monkeypatch.setattr("labor_llm.run.evaluate", refused)
+    with pytest.raises(DataError):
+        run(config("run", *TINY, "tracker=jsonl"))
+    assert len(list(tmp_path.rglob("config.yaml"))) == 1
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with held(tmp_path), pytest.raises(RunError, match="another process"), held(tmp_path):
         pass
