@@ -42,6 +42,8 @@ REFERENCE = {12: {"train": 3879, "score": 12_600}, 4: {"train": 10_051, "score":
 """Records per second of the reference code (keyonvafa/career-code, commit e4abcd4) by its layers: two cores of an
 AMD EPYC, two threads, float32, 4,000 or 2,000 records a step, whichever was faster; measured 2026-11-21."""
 OURS, PLAIN = "labor_llm", "plain"
+SCORED_TOGETHER = {OURS: SCORED_RECORDS, PLAIN: 8192}
+"""Records of a batch in scoring: the plain network pads, and loses where careers of many lengths are together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,7 @@ def measure(system: str, layers: int, size: Sizes, material: Material, seed: int
     )
     trainer.fit(module, batches)
     module.eval()
-    log_probs_N, seconds = scored(module, material.held_out)
+    log_probs_N, seconds = scored(module, material.held_out, SCORED_TOGETHER[system])
     return {
         "train_records_per_second": sum(clock.records[size.warm_up :]) / sum(clock.seconds[size.warm_up :]),
         "score_records_per_second": len(log_probs_N) / seconds,
@@ -166,10 +168,10 @@ def measure(system: str, layers: int, size: Sizes, material: Material, seed: int
 
 
 @torch.inference_mode()
-def scored(module: CodeTraining, coded: CodedCareers) -> tuple[Tensor, float]:
+def scored(module: CodeTraining, coded: CodedCareers, together: int) -> tuple[Tensor, float]:
     """Log-probabilities of what was realised (N,), and the seconds of all distributions, the second time."""
     log_probs_N, targets_N = torch.empty(len(coded.targets_N)), torch.from_numpy(coded.targets_N)
-    batches = CodeScoringBatches(coded, SCORED_RECORDS)
+    batches = CodeScoringBatches(coded, together)
     mixed = module.settings.resolved_precision == "bf16-mixed"
     for _ in range(2):
         seconds = 0.0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -267,8 +268,8 @@ def benchmark(size: Size, data: Path | None = None) -> dict[str, Any]:
     if data is None:
         return result
     other = measure(Careers.read(data), None, size)
-    del other["careers"]  # sizes of single persons' careers stay where the panel is
-    return result | {"other_panel": other}
+    records = median(career["records"] for career in other.pop("careers"))  # whose sizes stay where the panel is
+    return result | {"other_panel": other | {"records_per_career": records}}
 
 
 def parsed(arguments: Sequence[str]) -> tuple[Size, argparse.Namespace]:

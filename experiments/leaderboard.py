@@ -3,13 +3,13 @@
     labor-llm run -m experiment=nlsy97_leaderboard dataset.raw=careers.csv.xz    writes it with CAREER
     python -m experiments.leaderboard outputs/nlsy97_panel --reference markov
 
-Writes leaderboard.csv into the folder and prints the table in Markdown.
+Prints the table in Markdown.
 """
 
 import argparse
 from pathlib import Path
 
-from labor_llm.comparison.leaderboard import write_leaderboard
+from labor_llm.comparison.leaderboard import leaderboard, markdown, runs_in
 from labor_llm.errors import RunError
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--reference", default="career", help="name of a run")
     args = parser.parse_args()
     try:
-        print(write_leaderboard(args.folder, args.reference))
+        print(markdown(leaderboard(runs_in(args.folder), args.reference), args.reference))
     except RunError as error:
         raise SystemExit(str(error)) from None
 

@@ -54,9 +54,9 @@ def run(cfg: DictConfig) -> float | None:
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
     else:
-        splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
+            splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
             if _needs_language(model, config, folder):
                 model.fitted = _run_of_language(config, careers)
@@ -92,9 +92,9 @@ def _run_of_language(config: Mapping[str, Any], careers: Careers) -> Path | None
     language = config["model"]["language"]
     parent, wanted = _run_folders(config, careers, language["name"]), {**config, "model": language}
     for folder in sorted(filter(run_folder.is_complete, parent.glob("*")), reverse=True):
-        other = run_folder.read_config(folder)
+        other, fitted = run_folder.read_config(folder), (folder / run_folder.MODEL).is_dir()
         of_these_data = run_folder.find(parent, _decisive(other, careers)) == folder
-        if of_these_data and _of_fit(other, careers) == _of_fit(wanted, careers):
+        if fitted and of_these_data and _of_fit(other, careers) == _of_fit(wanted, careers):
             logger.info("the language model is that of %s", folder)
             return folder.absolute()
     logger.info("there is no complete run of %s with these settings: it is fitted here", language["name"])

@@ -156,9 +156,11 @@ def test_states_of_a_fitted_model_predict(fitted_run, tmp_path):
         for of in (model, Empirical().fit(TRAIN, VALID, CHOICES))
     )
     assert perplexity < 0.9 * without
-    model.save(tmp_path)
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "here").symlink_to(tmp_path / "far" / "away")
+    model.save(tmp_path / "here" / "run")
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["embedding.safetensors"]
-    loaded = built("model=embedding", f"model.fitted={fitted_run}").load(tmp_path)
+    loaded = built("model=embedding", f"model.fitted={fitted_run}").load(tmp_path / "here" / "run")
     np.testing.assert_allclose(loaded.log_probs(TEST), model.log_probs(TEST), atol=1e-6)
 
 

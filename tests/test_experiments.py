@@ -52,10 +52,12 @@ def test_an_unknown_reference_is_named(runs):
         leaderboard(runs, "markov")
 
 
-def test_a_sweep_ends_with_its_leaderboard(runs, tmp_path, caplog):
+def test_a_sweep_ends_with_its_leaderboard(runs, tmp_path, capsys, caplog):
     config = OmegaConf.create({"outputs": str(tmp_path.parent), "dataset": {"name": tmp_path.name}})
-    with caplog.at_level("INFO"):
-        Leaderboard(reference="career").on_multirun_end(config)
+    Leaderboard(reference="markov").on_multirun_end(config)
+    assert "no leaderboard: there is no run 'markov'" in caplog.text
+    assert not (tmp_path / "leaderboard.csv").exists()
+    Leaderboard(reference="career").on_multirun_end(config)
     written = pl.read_csv(tmp_path / "leaderboard.csv")
     assert written.equals(leaderboard(runs, "career"))
-    assert markdown(written, "career") in caplog.text
+    assert capsys.readouterr().out == f"{markdown(written, 'career')}\n"

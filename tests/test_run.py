@@ -201,6 +201,8 @@ def test_a_run_that_is_refused_leaves_a_folder_only_if_it_computed_something(con
 
     with pytest.raises(ConfigError, match="nowhere"):
         run(config("run", "tracker=jsonl", "backbone=hf", "backbone.path=/nowhere"))
+    with pytest.raises(DataError, match="leaves no records to train on"):
+        run(config("run", "tracker=jsonl", "known_until=1970"))
     assert not list(tmp_path.rglob("config.yaml"))
     monkeypatch.setattr("labor_llm.run.evaluate", refused)
     with pytest.raises(DataError):

@@ -5,6 +5,7 @@ score, in nats, positive: better than the reference.
 """
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,33 @@ logger = logging.getLogger(__name__)
 
 
 class Leaderboard(Callback):
-    """At the end of a sweep, writes leaderboard.csv of all runs on its dataset, and says it."""
+    """At the end of a sweep, writes leaderboard.csv of all runs on its dataset, and prints it."""
 
     def __init__(self, reference: str) -> None:
         self.reference = reference
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls it once all jobs went well."""
-        logger.info("%s", write_leaderboard(Path(config.outputs) / config.dataset.name, self.reference))
+        folder = Path(config.outputs) / config.dataset.name
+        try:
+            table = leaderboard(runs_in(folder), self.reference)
+        except RunError as error:  # the runs are there all the same
+            logger.warning("no leaderboard: %s", error)
+            return
+        write_atomically(folder / "leaderboard.csv", table.write_csv())
+        sys.stdout.write(f"{markdown(table, self.reference)}\n")
 
 
-def write_leaderboard(folder: Path, reference: str) -> str:
-    """The table in Markdown, after leaderboard.csv was written into the folder of the runs."""
-    runs = [run for run in read_runs([folder]) if run.config["predict"] == "test"]
-    table = leaderboard(distinct_names(runs), reference)
-    write_atomically(folder / "leaderboard.csv", table.write_csv())
-    return markdown(table, reference)
+def runs_in(folder: Path) -> dict[str, Run]:
+    """The complete runs under a folder that predicted test persons, by name."""
+    return distinct_names([run for run in read_runs([folder]) if run.config["predict"] == "test"])
 
 
 def leaderboard(runs: dict[str, Run], reference: str) -> pl.DataFrame:
     """One line per run: model, backbone, label, perplexity, se, difference, difference_se, seconds."""
     if reference not in runs:
-        raise RunError(f"there is no run {reference!r} to compare with; there are {', '.join(runs)}.")
+        known = ", ".join(runs) or "none of test persons"
+        raise RunError(f"there is no run {reference!r} to compare with; there are {known}.")
     against = runs[reference].predictions()
     lines = [_line(name, run, against) for name, run in runs.items()]
     return pl.DataFrame(lines, infer_schema_length=None).sort("perplexity", nulls_last=True)

@@ -109,7 +109,7 @@ class Embedding(OccupationModel):
     def _save(self, folder: Path) -> None:
         """The logit, and the language model; if it is that of another run, only where that lies from here."""
         save_file({"weights_EJ": self.weights_EJ_, "offsets_J": self.offsets_J_}, folder / self.file)
-        fitted = self.fitted and os.path.relpath(self.fitted, folder.absolute())
+        fitted = self.fitted and os.path.relpath(self.fitted.resolve(), folder.resolve())
         (folder / self.facts_file).write_text(json.dumps({"fitted": fitted}))
         if self.fitted is None:
             self._reader.save(folder / self.language_folder)
