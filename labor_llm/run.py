@@ -262,9 +262,7 @@ def _of_fit(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
     """What is decisive for the fitted model, and not only for what is done with it."""
     decisive = _decisive(config, careers)
     model = {key: value for key, value in decisive["model"].items() if key != "scoring"}
-    return {key: decisive[key] for key in decisive if key not in ("predict", "keep_distribution")} | {
-        "model": model
-    }
+    return {**decisive, "model": model, "predict": None, "keep_distribution": None}
 
 
 def _perplexity(folder: Path) -> float | None:

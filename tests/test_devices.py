@@ -92,8 +92,10 @@ def test_devices_share_what_is_validated_and_scored(encoded, coded, devices):
     validated = shares(ValidationBatches(encoded, 4), devices)
     assert sum(int(batch["records"]) for own in validated for batch in own) == len(CAREERS)
     assert all(validated)
-    codes = shares(CodeScoringBatches(coded, 40), devices)
-    assert sorted(row for own in codes for batch in own for row in batch["rows_T"].tolist()) == records.tolist()
+    for mixed in (False, True):
+        codes = shares(CodeScoringBatches(coded, 40, mixed), devices)
+        found = sorted(row for own in codes for batch in own for row in batch["rows_T"].tolist())
+        assert found == records.tolist()
     batches = ScoringBatches(encoded, np.zeros(len(CAREERS), dtype=int), 300)
     scored = [[own[place] for place in range(len(own))] for own in map(batches.share, map_shares(devices))]
     found = sorted(row for own in scored for batch in own for row in batch["records_Q"].tolist())

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm
 from labor_llm.dropout import dropped
 from labor_llm.sequences.bag import BagOfJobsNetwork
 from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches, Grid, collate
-from labor_llm.sequences.codes import CodeBook
+from labor_llm.sequences.codes import CodeBook, CodedCareers
 from labor_llm.sequences.lstm import ContextualLSTM
 from labor_llm.sequences.transformer import MULTIPLIES_BFLOAT16, CareerTransformer, mapped, sinusoids
 
@@ -79,12 +79,24 @@ def test_batches_go_on_where_they_were():
         assert torch.equal(batch["rows_T"], expected)
 
 
-def test_scoring_takes_every_record_once_and_not_too_many_together():
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("records", [1, 50])
+def test_scoring_takes_every_record_once_and_not_too_many_together(mixed, records):
     coded = CodeBook.of(CAREERS, CHOICES, ()).encode(CAREERS)
-    batches = CodeScoringBatches(coded, 50)
-    rows = [batches[place]["rows_T"].tolist() for place in range(len(batches))]
+    rows = [batch["rows_T"].tolist() for batch in CodeScoringBatches(coded, records, mixed)]
     assert sorted(row for batch in rows for row in batch) == list(range(len(CAREERS)))
-    assert max(map(len, rows)) <= 50 + 6
+    assert max(map(len, rows)) <= records + 6
+
+
+def test_batches_of_all_lengths_leave_little_of_their_rows_empty():
+    lengths = np.arange(1, 21).repeat(10)
+    nothing = np.zeros(lengths.sum(), dtype=np.int64)
+    coded = CodedCareers(np.append(0, lengths.cumsum()), nothing, nothing, nothing[:, None].astype(np.int32))
+    slots = {
+        mixed: sum(grid.rows * grid.length for grid in map(Grid.filled, CodeScoringBatches(coded, 500, mixed)))
+        for mixed in (False, True)
+    }
+    assert slots[True] < 1.2 * len(nothing) < slots[False]
 
 
 @pytest.mark.parametrize("grid", [Grid.of_careers, Grid.filled])

@@ -66,7 +66,7 @@ class Career(SequenceModel):
         assert isinstance(network, CareerTransformer)
         coded = self._book.encode(careers)
         states_NE = np.empty((len(careers), self.width), dtype=np.float32)
-        for batch in CodeScoringBatches(coded, SCORED_RECORDS):
+        for batch in CodeScoringBatches(coded, SCORED_RECORDS, network.fills_rows):
             states_NE[batch["rows_T"].numpy()] = network.states(batch).numpy()
         return states_NE
 

@@ -44,8 +44,8 @@ class SequenceModel(OccupationModel):
         self._book = CodeBook.of(train, self.choice_set, self.covariates)
         settings, coded = self.trainer, self._book.encode(train)
         batches = CodeTrainingBatches(coded, settings.batch_size, self.seed, settings.micro_batch_size)
-        held_out = CodeScoringBatches(self._book.encode(valid), SCORED_RECORDS)
         self._module = self._training(self._start(), settings.max_epochs * batches.steps)
+        held_out = CodeScoringBatches(self._book.encode(valid), SCORED_RECORDS, self._module.fills_rows)
         train_to_best(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
     def _start(self) -> nn.Module:

@@ -160,18 +160,26 @@ class CodeTrainingBatches:
 
 
 class CodeScoringBatches(Dataset[CodeBatch]):
-    """Every career once, similar lengths together, as many as have about so many records."""
+    """Every career once, as many together as have about so many records.
 
-    def __init__(self, coded: CodedCareers, records: int, share: Share = WHOLE) -> None:
-        self.coded, self.records = coded, records
+    Those of a batch have similar lengths, or all lengths if ``mixed``: for networks that read several careers in a
+    row, because short ones fill what long ones leave.
+    """
+
+    def __init__(self, coded: CodedCareers, records: int, mixed: bool, share: Share = WHOLE) -> None:
+        self.coded, self.records, self.mixed = coded, records, mixed
         order = share.of(np.argsort(coded.lengths, kind="stable"))
         ends = coded.lengths[order].cumsum()
-        cuts = np.searchsorted(ends, np.arange(records, ends[-1], records)) + 1
-        self.batches = [persons for persons in np.split(order, cuts) if len(persons)]
+        if mixed:
+            count = min(ceil(ends[-1] / records), len(order))
+            self.batches = [order[first::count] for first in range(count)]
+        else:
+            cuts = np.searchsorted(ends, np.arange(records, ends[-1], records)) + 1
+            self.batches = [persons for persons in np.split(order, cuts) if len(persons)]
 
     def share(self, share: Share) -> "CodeScoringBatches":
         """What one of several devices has of these careers."""
-        return CodeScoringBatches(self.coded, self.records, share)
+        return CodeScoringBatches(self.coded, self.records, self.mixed, share)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -44,6 +44,7 @@ class CodeTraining(Training):
         super().__init__(model, total_steps, seed)
         self.choices, self.settings = choices, settings
         self.layers = list(getattr(model, "layers", ()))
+        self.fills_rows = getattr(model, "fills_rows", False)
 
     def recompute(self, again: bool) -> None:
         for layer in self.layers:
@@ -90,7 +91,8 @@ class CodeTraining(Training):
 
 def score(module: CodeTraining, coded: CodedCareers, progress: bool) -> NDArray[np.float32]:
     """Log-probabilities of all records in the order of the table, (N, J), in nats."""
-    batches, precision = CodeScoringBatches(coded, SCORED_RECORDS), module.settings.resolved_precision
+    batches = CodeScoringBatches(coded, SCORED_RECORDS, module.fills_rows)
+    precision = module.settings.resolved_precision
     log_probs_NJ = np.empty((len(coded.targets_N), module.choices), dtype=np.float32)
     for rows, log_probs in predict_all(module, batches, precision, progress):
         log_probs_NJ[rows.numpy()] = log_probs.numpy()

@@ -30,6 +30,9 @@ MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn.
 class CareerTransformer(nn.Module):
     """Logits for every record of a batch from the occupations before it and the covariates up to it."""
 
+    fills_rows = True
+    """It reads several careers in a row, so batches of many lengths leave little of a row empty."""
+
     def __init__(
         self, book: CodeBook, logits: int, layers: int, width: int, feed_forward: int, heads: int, dropout: float
     ) -> None:
