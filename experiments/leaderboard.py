@@ -22,7 +22,7 @@ def main() -> None:
     try:
         print(markdown(leaderboard(runs_in(args.folder), args.reference), args.reference))
     except RunError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"{error} --reference NAME takes another run.") from None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from labor_llm.configs import check_overrides, check_values, conf_folder, quoted, user_folder
+from labor_llm.configs import check_overrides, check_values, conf_folder, jobs_of_sweep, quoted, user_folder
 from labor_llm.errors import ConfigError, LaborLLMError, unknown
 from labor_llm.usage import usage
 
@@ -59,7 +59,7 @@ def main() -> int:
         # Lightning turns an interrupt of training into SystemExit.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        _say("interrupted; the same command resumes")
+        _say("interrupted; the same command goes on from what was saved")
         return 130
     except (LaborLLMError, HydraException) as error:
         if _wants_traceback():
@@ -92,6 +92,10 @@ def _call_hydra(verb: str, words: Sequence[str]) -> None:
             sys.stdout.write(usage(verb))
             return
         check_overrides(args.config_name or verb, overrides, args.multirun, _check_parts)
+        if args.multirun and args.cfg:
+            jobs = jobs_of_sweep(args.config_name or verb, overrides)
+            sys.stdout.write("".join(f"job {number}: {job}\n" for number, job in enumerate(jobs)))
+            return
         flags = {name: value for name, value in vars(args).items() if name not in ("overrides", "config_dir")}
         task = _task(verb)
         with _command_line([*_as_words(flags), *overrides]):
@@ -109,7 +113,8 @@ def _check_flags(args: Namespace) -> None:
     """Refuse what Hydra would answer with a traceback or by hiding the shipped configurations."""
     if args.config_path:
         raise ConfigError("--config-path would hide the shipped configurations; use --config-dir")
-    if sum(map(bool, (args.run, args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
+    sweep = args.multirun and not args.cfg  # together they list the jobs
+    if sum(map(bool, (args.run, sweep, args.cfg, args.info, args.shell_completion))) > 1:
         raise ConfigError("choose one of --run, --multirun (-m), --cfg, --info and --shell-completion")
     if args.resolve and not args.cfg:
         raise ConfigError("--resolve belongs to --cfg")

@@ -16,8 +16,9 @@ from rich.text import Text
 from labor_llm.build import build
 from labor_llm.comparison.plots import difference_plot, perplexity_plot, reliability_plot, save
 from labor_llm.comparison.runs import read_runs
-from labor_llm.comparison.side_by_side import SideBySide, Statistics, check_families, side_by_side
+from labor_llm.comparison.side_by_side import SideBySide, Statistics, check_families, check_reference, side_by_side
 from labor_llm.comparison.tables import Sheet, event_sheets, latex, markdown, model_sheets, run_sheets, terminal
+from labor_llm.run_folder import check_possible
 
 WIDTH = 120
 
@@ -85,24 +86,25 @@ def compare(
     """Compare all complete runs in the folders and below them.
 
     ``reference``: the run, by the name that the table shows or by its folder, or the model, by its name, that all
-    are compared with; the one of lowest perplexity if None. A RunError if there is no complete run, if runs of one
-    dataset predict different records, or if the reference is unknown.
+    are compared with; the one of lowest perplexity if None, or on datasets that have no such run. A RunError if
+    there is no complete run, if runs of one dataset predict different records, or if no dataset has the reference.
     """
     statistics = statistics or Statistics()
     runs = sorted(read_runs(paths), key=lambda run: (run.dataset, run.perplexity))
-    results = [
-        side_by_side(dataset, list(group), reference, statistics)
-        for dataset, group in groupby(runs, key=lambda run: run.dataset)
-    ]
+    by_dataset = {dataset: list(group) for dataset, group in groupby(runs, key=lambda run: run.dataset)}
+    if reference is not None:
+        check_reference(list(by_dataset.values()), reference)
+    results = [side_by_side(dataset, group, reference, statistics) for dataset, group in by_dataset.items()]
     check_families(results, statistics.families or {})
     return _comparison(results, statistics.level)
 
 
 def compare_verb(cfg: DictConfig) -> Comparison:
     """Compare ``cfg.runs`` with ``cfg.reference``, print the tables and write all into ``cfg.folder``."""
+    folder = Path(cfg.folder or f"{cfg.outputs}/comparisons/{datetime.now():%Y%m%d-%H%M%S}")
+    check_possible(folder, "folder" if cfg.folder else "outputs")
     comparison = compare(cfg.runs, cfg.reference, build(cfg, ["statistics"])["statistics"])
-    folder = cfg.folder or f"{cfg.outputs}/comparisons/{datetime.now():%Y%m%d-%H%M%S}"
-    paths = comparison.write(Path(folder))
+    paths = comparison.write(folder)
     console = Console()
     console = Console(width=max(WIDTH, console.width))
     console.print(comparison, Text(f"\nwritten into {folder}: {', '.join(path.name for path in paths)}"))

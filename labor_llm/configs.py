@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # only it says what it will run
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -110,10 +111,26 @@ def check_overrides(
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
-def groups(config_name: str) -> list[str]:
-    """The groups that a verb's configuration chooses from, in its order."""
+def jobs_of_sweep(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides of every job of a sweep, in its order; a ConfigError if its sweeper chooses as it goes."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        given, _ = _parsed(overrides, loader)
+        alone = [str(override.input_line) for override in given if not override.is_sweep_override()]
+        sweeper = compose(config_name, alone, return_hydra_config=True).hydra.sweeper
+        if not sweeper._target_.endswith(".BasicSweeper"):
+            raise ConfigError(f"{sweeper._target_} chooses its jobs as it goes: they cannot be listed")
+        swept, _ = _parsed([f"{key}={values}" for key, values in (sweeper.params or {}).items()], loader)
+        own = [override for override in given if not override.key_or_group.startswith("hydra")]
+        (jobs,) = BasicSweeper.split_arguments([*swept, *own], None)
+    return [" ".join(words) for words in jobs]
+
+
+def groups(config_name: str) -> dict[str, str | None]:
+    """The groups that a verb's configuration chooses from, in its order, and the entry of each by default."""
     chosen = compose(config_name, return_hydra_config=True).hydra.runtime.choices
-    return [name for name in reversed(list(chosen)) if not name.startswith("hydra/") and "@" not in name]
+    names = [name for name in reversed(list(chosen)) if not name.startswith("hydra/") and "@" not in name]
+    return {name: chosen[name] for name in names}
 
 
 def _parsed(overrides: Iterable[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:

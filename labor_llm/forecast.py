@@ -31,6 +31,7 @@ def forecast(cfg: DictConfig) -> None:
     config["model"].get("trainer", {}).update({"devices": 1})  # a year's records are too few for several
     parts = build(OmegaConf.create(config), ["dataset", "model"])
     careers: Careers = read_prepared(parts["dataset"], fitted.parents[2])
+    _warn_of_later_records(careers, config.get("known_until"), cutoff)
     chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
     model = parts["model"].load(fitted / run_folder.MODEL)
     with counting(f"{config['name']}: persons with careers drawn after {cutoff}") as told:
@@ -49,10 +50,12 @@ def forecast(cfg: DictConfig) -> None:
 def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
     """The last known year; a ConfigError with all that is wrong."""
     problems = []
-    until: int | None = config.get("known_until")
-    cutoff: int | None = until if cfg.cutoff is None else cfg.cutoff
+    cutoff: int | None = config.get("known_until") if cfg.cutoff is None else cfg.cutoff
     if not isinstance(cutoff, int):
-        problems.append("cutoff: name the last year that is known, cutoff=YEAR, some years before the data end")
+        got = "" if cutoff is None else f"; got {cutoff!r}"
+        problems.append(
+            f"cutoff: name the last year that is known, cutoff=YEAR, some years before the data end{got}"
+        )
     for key, least in (("horizon", 1), ("paths", 1), ("min_persons", 1), ("seed", 0)):
         if not isinstance(cfg[key], int) or cfg[key] < least:
             problems.append(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
@@ -61,14 +64,18 @@ def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
             problems.append(unknown("value", str(cfg[key]), known, f" of {key}"))
     if problems or not isinstance(cutoff, int):
         raise ConfigError("\n".join(problems))
-    if until is None or until > cutoff:
+    return cutoff
+
+
+def _warn_of_later_records(careers: Careers, until: int | None, cutoff: int) -> None:
+    last = min(year for year in (until, careers.table["year"].max()) if isinstance(year, int))
+    if last > cutoff:
         logger.warning(
             "the model was trained on records after %d, too, if on other persons: to know no more than was known "
             "then, train it with known_until=%d",
             cutoff,
             cutoff,
         )
-    return cutoff
 
 
 def _write(future: Future, table: pl.DataFrame, folder: Path, keep_paths: bool) -> None:

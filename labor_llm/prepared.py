@@ -16,8 +16,8 @@ import labor_llm
 from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import Dataset
 from labor_llm.datasets.report import Report
-from labor_llm.errors import ConfigError
-from labor_llm.run_folder import write_atomically
+from labor_llm.errors import ConfigError, DataError
+from labor_llm.run_folder import check_possible, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,12 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
     """
     path = prepared_path(dataset, outputs)
     record = path.with_name("prepare.json")
+    check_possible(path.parent, "outputs")
     path.parent.mkdir(parents=True, exist_ok=True)
     stamp: dict[str, Any] = {"settings": _settings(dataset), "code": _code(), "files": _files(dataset)}
     with FileLock(path.with_name(".prepare.lock")):
         if path.is_file() and record.is_file():
-            before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            before = _read(record)
             if _still_holds(before, stamp, named=getattr(dataset, "raw", True) is not None):
                 logger.info("prepared before: %s", path)
                 return before
@@ -58,13 +59,25 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
         try:
             fingerprint = write_parts(_shown(dataset.parts(report), dataset.name), fresh)
         except ConfigError as error:
-            there = f"\nThere is {path}, but made with other settings or by other code." if path.is_file() else ""
-            raise ConfigError(f"{error}{there}") from error
+            there = (
+                f"\nThere is {path}, but made with other settings or by other code: give the settings of then, "
+                f"which are in {record.name} beside it, or the file again."
+            )
+            raise ConfigError(f"{error}{there if path.is_file() else ''}") from error
         record.unlink(missing_ok=True)
         fresh.replace(path)
         stamp |= {"split": repr(dataset.split), "report": report.to_dict(), "fingerprint": fingerprint}
         write_atomically(record, json.dumps(stamp, indent=1))
     return stamp
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """What prepare.json says; a DataError if it is damaged."""
+    try:
+        before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{record} is damaged ({error}): delete it, and the dataset is prepared again") from error
+    return before
 
 
 def _shown(parts: Iterator[Careers], name: str) -> Iterator[Careers]:

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from labor_llm.errors import LaborLLMError, RunError
+from labor_llm.errors import ConfigError, LaborLLMError, RunError
 
 MARKER = "complete"
 CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
@@ -63,11 +63,28 @@ def is_complete(folder: Path) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a complete run."""
     if not is_complete(folder):
-        what = "is not complete: run its command again to resume it" if folder.is_dir() else "does not exist"
-        raise RunError(f"run folder {folder} {what}.")
+        raise RunError(_no_run(folder))
     config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
+
+
+def _no_run(folder: Path) -> str:
+    """What a folder is instead of a complete run."""
+    if not folder.is_dir():
+        return f"run folder {folder} does not exist."
+    if (folder / CONFIG).is_file():
+        return f"run folder {folder} is not complete: run its command again to resume it."
+    below = sorted(path.parent for path in folder.glob(f"*/**/{MARKER}"))
+    there = f"there are runs below it, such as {below[-1]}" if below else "there is no complete run below it"
+    return f"{folder} is not the folder of a run; {there}."
+
+
+def check_possible(folder: Path, key: str) -> None:
+    """A ConfigError that names the setting if a folder cannot be made because a file has its name."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        raise ConfigError(f"{key} names a folder, but {file} is a file")
 
 
 def from_here(path: Path) -> Path:

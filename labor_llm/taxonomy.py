@@ -57,7 +57,7 @@ class Taxonomy:
         where = f" in taxonomy {self.name!r}"
         padded = [known for known in self.titles if known.lstrip("0") == code]
         if padded:
-            hint = f"Did you mean {padded[0]!r}? Leading zeros count: read codes as text."
+            hint = f"Did you mean {padded[0]!r}? Leading zeros count."
             return f"unknown occupation code {code!r}{where}. {hint}"
         return errors.unknown("occupation code", code, self.titles, where)
 

@@ -9,7 +9,7 @@ from labor_llm.configs import conf_folder, groups
 
 FLAGS = """
   --cfg job            show the whole configuration, run nothing
-  -m key=1,2 ...       run every combination; hydra/launcher=... says where
+  -m key=1,2 ...       run every combination; hydra/launcher=... says where; with --cfg job: list them, run nothing
   --config-dir FOLDER  your own entries, which add to these or replace those of the same name
   --hydra-help         all other flags
 """
@@ -21,7 +21,7 @@ def usage(verb: str) -> str:
     head = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
     sections = {
         "Settings, key=value:": _settings(lines),
-        "Groups and their entries, group=entry:": _entries(verb),
+        "Groups and their entries, group=entry, [in brackets] by default:": _entries(verb),
     }
     shown = ["\n".join(["", title, *rest, ""]) for title, rest in sections.items() if rest]
     return "".join(["\n".join([*head, ""]), *shown, FLAGS])
@@ -41,5 +41,10 @@ def _entries(verb: str) -> list[str]:
     """A line for each group that the verb's configuration chooses from."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        options = {name: loader.get_group_options(name) for name in groups(verb)}
-    return [f"  {name}: {', '.join(entries)}" for name, entries in options.items() if entries]
+        chosen = groups(verb)
+        options = {name: loader.get_group_options(name) for name in chosen}
+    return [
+        f"  {name}: {', '.join(f'[{entry}]' if entry == chosen[name] else entry for entry in entries)}"
+        for name, entries in options.items()
+        if entries
+    ]

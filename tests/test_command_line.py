@@ -28,6 +28,7 @@ ENTRIES = {
     "dataset/panel.yaml": "_target_: types.SimpleNamespace\nname: panel",
     "dataset/table.yaml": "name: table\nraw: ???",
     "backbone/nano.yaml": "layers: 2",
+    "experiment/both.yaml": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      backbone: nano,micro",
     "backbone/micro.yaml": "layers: 4",
 }
 calls: list[Any] = []
@@ -148,7 +149,7 @@ def test_an_interrupt_says_how_to_go_on(type_in, monkeypatch, verb):
     monkeypatch.setitem(__main__.VERBS, "run", f"{__name__}:fake_{verb}")
     code, _, err = type_in("run", "seed=9")
     assert code == 130
-    assert err.endswith("labor-llm: interrupted; the same command resumes\n")
+    assert err.endswith("labor-llm: interrupted; the same command goes on from what was saved\n")
 
 
 def test_a_sweep_runs_every_combination_with_flags_anywhere(type_in):
@@ -197,7 +198,7 @@ def test_showing_a_configuration_runs_nothing(type_in):
 
 @pytest.mark.parametrize(
     "words",
-    [("-m", "--cfg", "job"), ("--resolve",), ("--config-path", "x"), ("seed=1,2",), ("-m", "seed=x(")],
+    [("-m", "--info", "all"), ("--resolve",), ("--config-path", "x"), ("seed=1,2",), ("-m", "seed=x(")],
 )
 def test_flags_that_do_not_go_together_are_one_line(type_in, words):
     code, out, err = type_in("run", *words)
@@ -233,13 +234,23 @@ def test_score_takes_one_run(type_in):
         with_paths("score", ["a", "b"])
 
 
+def test_a_sweep_is_listed_and_not_run(type_in):
+    code, out, _ = type_in("run", "-m", "seed=1,2", "+experiment=both", "hydra.verbose=true", "--cfg", "job")
+    assert code == 0
+    assert out.splitlines() == [
+        f"job {number}: backbone={backbone} seed={seed} +experiment=both"
+        for number, (backbone, seed) in enumerate([("nano", 1), ("nano", 2), ("micro", 1), ("micro", 2)])
+    ]
+    assert not calls
+
+
 def test_help_and_version(type_in):
     assert "labor-llm compare" in type_in("--help")[1]
     assert type_in()[1] == type_in("-h")[1]
     assert type_in("--version")[1] == type_in("run", "--version")[1]
     code, out, _ = type_in("run", "--help")
     assert code == 0
-    assert "Groups and their entries, group=entry:\n  dataset: panel, table\n  backbone: micro, nano\n" in out
+    assert "group=entry, [in brackets] by default:\n  dataset: [panel], table\n  backbone: micro, [nano]\n" in out
 
 
 def test_help_has_the_words_of_the_configuration_file(type_in):

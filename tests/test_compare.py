@@ -56,10 +56,23 @@ def test_reference_by_name_and_by_folder(outputs):
 
 
 def test_unknown_reference_names_near_misses(outputs):
-    with pytest.raises(
-        RunError, match=r"unknown reference 'goood' among the runs of panel. Did you mean 'good'\?"
-    ):
+    with pytest.raises(RunError, match=r"unknown reference 'goood'. Did you mean 'good'\?"):
         compare([outputs], "goood")
+
+
+def test_a_dataset_without_the_reference_has_its_best_run_instead(outputs):
+    write_run(outputs / "other" / "plain" / "1", "plain", predictions(1.0), dataset={"name": "other"})
+    comparison = compare([outputs], "poor")
+    assert comparison.references == {"panel": "poor", "other": "plain"}
+    assert "other: there is no 'poor'; the reference is the best run, plain." in comparison.notes
+
+
+def test_results_are_not_written_where_a_file_is(outputs, tmp_path):
+    (tmp_path / "taken").touch()
+    cfg = config(outputs)
+    cfg.folder = str(tmp_path / "taken" / "below")
+    with pytest.raises(ConfigError, match=r"folder names a folder, but .*taken is a file"):
+        compare_verb(cfg)
 
 
 def test_runs_are_found_once_and_incomplete_ones_are_told(outputs, caplog):

@@ -175,7 +175,7 @@ def test_a_run_that_cannot_be_taken_is_refused(fitted_run, tmp_path):
     def fit(run: Path, train=TRAIN):
         return built("model=embedding", f"model.fitted={run}").fit(train, train, ("1", "2"))
 
-    with pytest.raises(RunError, match=r"run folder .* is not complete"):
+    with pytest.raises(RunError, match=r"is not the folder of a run; there is no complete run below it"):
         fit(tmp_path)
     OmegaConf.save(
         {"name": "markov", "model": OmegaConf.to_container(composed("model=markov").model)},

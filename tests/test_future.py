@@ -10,7 +10,7 @@ from conftest import CHOICES, TEST, TRAIN, VALID, panel
 from hydra import compose, initialize_config_dir
 
 from labor_llm.configs import conf_folder
-from labor_llm.errors import ConfigError, DataError
+from labor_llm.errors import ConfigError, DataError, RunError
 from labor_llm.forecast import forecast
 from labor_llm.future import foretell
 from labor_llm.models.empirical import Empirical
@@ -186,6 +186,19 @@ def test_training_ends_with_the_last_known_year(tmp_path):
             for year in (1981, 1986, "null")
         }
     assert len(perplexities) == 3
+
+
+def test_no_other_training_is_advised_for_a_year_without_records_after_it(fitted, caplog):
+    with pytest.raises(DataError, match="2050"):
+        forecast(composed(fitted, "cutoff=2050"))
+    assert not caplog.messages
+    with pytest.raises(ConfigError, match=r"cutoff=YEAR, .*; got 'soon'"):
+        forecast(composed(fitted, "cutoff=soon"))
+
+
+def test_a_folder_above_runs_is_no_run(fitted):
+    with pytest.raises(RunError, match=rf"is not the folder of a run; there are runs below it, such as {fitted}"):
+        forecast(composed(fitted.parents[1]))
 
 
 def test_all_mistakes_are_said(fitted):

@@ -99,6 +99,16 @@ def test_a_mistyped_file_leaves_the_table_as_it_was(config, tmp_path):
         prepare(config("prepare", "dataset.raw=null", "dataset.survey=T"))
 
 
+def test_a_damaged_record_and_a_file_for_a_folder_are_named(config, tmp_path):
+    prepare(config("prepare"))
+    record = tmp_path / "out/table/prepare.json"
+    record.write_text("{")
+    with pytest.raises(DataError, match=r"prepare\.json is damaged .*: delete it"):
+        prepare(config("prepare"))
+    with pytest.raises(ConfigError, match=r"outputs names a folder, but .*prepare\.json is a file"):
+        prepare(config("prepare", f"outputs={record}"))
+
+
 def test_the_name_of_a_dataset_stays_within_outputs(config):
     with pytest.raises(ConfigError, match=r"dataset\.name names a folder"):
         prepare(config("prepare", "dataset.name=../evil"))

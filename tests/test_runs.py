@@ -60,6 +60,24 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path):
     assert models["log_score"][0] == pytest.approx(newest)
 
 
+def test_a_model_that_is_scored_again_is_the_same_model(tmp_path):
+    fitted = write_run(tmp_path / "panel" / "nano" / "20260101", "nano", predictions(2))
+    write_run(tmp_path / "panel" / "nano" / "20260102", "nano", predictions(1), fitted=str(fitted))
+    models = compare([tmp_path], statistics=QUICK).models
+    assert models.select("model", "seeds").rows() == [("nano", 1)]
+    assert models["log_score"][0] == pytest.approx(evaluate(predictions(1)).estimate("log_score").value)
+
+
+def test_a_model_that_was_fitted_on_other_data_names_them(tmp_path):
+    fitted = write_run(
+        tmp_path / "a" / "1", "nano", predictions(2), dataset={"name": "a", "raw": "/home/me/a.csv"}
+    )
+    write_run(tmp_path / "b" / "2", "nano", predictions(1), dataset={"name": "b"}, fitted=str(fitted))
+    write_run(tmp_path / "b" / "3", "nano", predictions(1), dataset={"name": "b"})
+    models = compare([tmp_path / "b"], statistics=QUICK).models
+    assert set(models["model"]) == {"nano (fitted.dataset=a)", "nano (fitted.dataset=b)"}
+
+
 def write_embedding(folder: Path, language: Path, seed: int) -> Path:
     """A run that rests on the run in another folder, of another seed; its own is always 0."""
     model = {"fitted": str(language), "language": {"seed": seed}}

@@ -70,6 +70,31 @@ def test_all_formats_give_the_same_careers(panel, tmp_path):
         assert_frame_equal(read(Table(raw=tmp_path / f"panel.{ending}", **SETTINGS)).table, expected)
 
 
+def test_codes_that_lost_their_leading_zeros_are_completed(tmp_path):
+    frame = pd.DataFrame({"person_id": [1, 1, 1], "year": [2001, 2002, 2003], "occupation": [4, 22, 243]})
+    frame.to_stata(tmp_path / "panel.dta", write_index=False)
+    frame.to_csv(tmp_path / "panel.csv", index=False)
+    frame.astype({"occupation": float}).to_parquet(tmp_path / "panel.parquet")
+    for ending in ("dta", "csv", "parquet"):
+        report = Report()
+        careers = read(Table(name="mine", raw=tmp_path / f"panel.{ending}", survey="S"), report)
+        assert careers.table["occupation"].to_list() == ["004", "022", "243"]
+        assert report.notes == ["occupation codes without their leading zeros were completed, as 4 to 004"]
+
+
+def test_a_code_is_completed_only_if_it_stands_for_one(tmp_path):
+    (tmp_path / "own.csv").write_text("code,title,kind\n01,Nurse,occupation\n001,Clerk,occupation\n")
+    (tmp_path / "panel.csv").write_text("person_id,year,occupation\n1,2001,1\n")
+    with pytest.raises(DataError, match="unknown occupation code '1'"):
+        read(Table(name="mine", raw=tmp_path / "panel.csv", survey="S", taxonomy=str(tmp_path / "own.csv")))
+
+
+def test_columns_that_are_separated_otherwise_are_said(tmp_path):
+    (tmp_path / "panel.csv").write_text("person_id;year;occupation\n1;2001;004\n")
+    with pytest.raises(DataError, match="one column, 'person_id;year;occupation': columns must be separated by"):
+        read(Table(name="mine", raw=tmp_path / "panel.csv", survey="S"))
+
+
 def test_labels_of_stata_are_words_but_codes_stay_numbers(tmp_path):
     frame = pd.DataFrame({"person_id": [1, 1], "year": [2001, 2002], "occupation": [3255, 50], "gender": [2, 2]})
     labels = {"gender": {1: "male", 2: "female"}, "occupation": {3255: "Nurses", 50: "Managers"}}

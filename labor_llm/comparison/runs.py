@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 IRRELEVANT = {"name", "outputs", "tracker"}
 """Sections of a config that do not tell two runs apart."""
-UNNAMED = {"dataset.raw", "model.dataset.raw", "model.fitted.dataset.raw"}
+UNNAMED = {"dataset.raw", "model.dataset.raw", "model.fitted.dataset.raw", "fitted.dataset.raw"}
 """Keys that tell runs apart, and that are no part of their names: where a file lies is private."""
 NULL = "null"
 """How a setting without a value is written, whether it is null or not there."""
 FITTED_ON = ("dataset", "known_until")
-"""What is said of the run whose model another one rests on: its model's settings are in the other's config."""
+"""What is said of the run whose model another one rests on or scores; the model's settings are in both configs."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Run:
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """The config, but ``model.fitted`` says what that run was fitted on; its folder only if it is gone."""
-        model = self.config.get("model", {})
-        if model.get("fitted") is None:
-            return self.config
-        try:
-            fitted = read_config(Path(model["fitted"]).expanduser())
-        except RunError:
-            return self.config
-        return {**self.config, "model": model | {"fitted": {key: fitted.get(key) for key in FITTED_ON}}}
+        """The config, but ``fitted`` and ``model.fitted`` say what was fitted on, not which run's folder it is.
+
+        A folder is named only if it is gone. What a run fitted itself, it fitted on its own dataset.
+        """
+        model, own = self.config.get("model", {}), {key: self.config.get(key) for key in FITTED_ON}
+        settings = {**self.config, "fitted": _fitted_on(self.config.get("fitted")) or own}
+        if model.get("fitted") is not None:
+            settings["model"] = model | {"fitted": _fitted_on(model["fitted"])}
+        return settings
 
     @property
     def perplexity(self) -> float:
@@ -74,6 +74,17 @@ class Run:
 
     def predictions(self) -> Predictions:
         return Predictions.read(self.folder / PREDICTIONS, distribution=False)
+
+
+def _fitted_on(run: Any) -> Any:
+    """What the run in a folder was fitted on; the folder if it is gone."""
+    if not isinstance(run, str):
+        return run
+    try:
+        config = read_config(Path(run).expanduser())
+    except RunError:
+        return run
+    return {key: config.get(key) for key in FITTED_ON}
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
@@ -87,18 +98,21 @@ def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def seedless(run: Run) -> Run:
-    """The run without its seeds, which stands for all seeds; a fitted model's folder counts but for its time."""
-    config = {key: child if key == "dataset" else _without_seeds(child) for key, child in run.config.items()}
+    """The run without its seeds, which stands for all seeds; those of data count."""
+    of_data = ("dataset", "fitted")
+    config = {key: child if key in of_data else _without_seeds(child) for key, child in run.settings.items()}
     config.pop("seed", None)
-    if config.get("fitted"):
-        config["fitted"] = str(Path(config["fitted"]).parent)
+    if isinstance(config["fitted"], str):
+        config["fitted"] = {"folder": str(Path(config["fitted"]).parent)}
     return replace(run, config=config)
 
 
 def _without_seeds(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
-    return {key: _without_seeds(child) for key, child in node.items() if key != "seed"}
+    return {
+        key: child if key == "fitted" else _without_seeds(child) for key, child in node.items() if key != "seed"
+    }
 
 
 def distinct_names(runs: Sequence[Run]) -> dict[str, Run]:

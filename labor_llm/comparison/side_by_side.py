@@ -78,7 +78,10 @@ class SideBySide:
 def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, statistics: Statistics) -> SideBySide:
     """Compare the runs on one dataset, given best first; two tables of predictions are in memory at a time."""
     names, models = distinct_names(runs), _models(runs)
-    result = SideBySide(dataset, _reference(names, models, reference, dataset))
+    best, asked = next(iter(names)), _reference(names, models, reference)
+    result = SideBySide(dataset, asked or best)
+    if reference is not None and asked is None:
+        result.notes.append(f"{dataset}: there is no {reference!r}; the reference is the best run, {best}.")
     first = _sorted(names[result.reference].predictions())
     persons = first.table["person_id"].n_unique()
     columns, withheld, misfits = {}, 0, []
@@ -99,8 +102,7 @@ def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, stati
         )
     if persons < statistics.min_persons:
         return _withheld(result, persons, statistics.min_persons)
-    asked = None if reference is None else names[result.reference]
-    _add_models(result, models, first.table, columns, asked, statistics)
+    _add_models(result, models, first.table, columns, names[asked] if asked else None, statistics)
     result.notes += _event_notes(result, list(names), withheld, statistics.min_persons)
     return result
 
@@ -124,12 +126,21 @@ def _models(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return dict(zip(distinct_names([seedless(of_model[0]) for of_model in together]), together, strict=True))
 
 
-def _reference(
-    names: Mapping[str, Run], models: Mapping[str, Sequence[Run]], reference: str | None, dataset: str
-) -> str:
-    """The name of the reference run: the one that is asked for, a model's oldest, or the first of all."""
+def check_reference(runs: Sequence[Sequence[Run]], reference: str) -> None:
+    """A RunError if the reference is known among the runs of no dataset."""
+    known: set[str] = set()
+    for of_dataset in runs:
+        names, models = distinct_names(of_dataset), _models(of_dataset)
+        if _reference(names, models, reference) is not None:
+            return
+        known |= {*names, *models}
+    raise RunError(unknown("reference", reference, known))
+
+
+def _reference(names: Mapping[str, Run], models: Mapping[str, Sequence[Run]], reference: str | None) -> str | None:
+    """The name of the run that is asked for, or of the oldest of a model; None if there is none."""
     if reference is None:
-        return next(iter(names))
+        return None
     oldest = models[reference][0].folder if reference in models else None
     for name, run in names.items():
         if reference == name or run.folder.resolve() == Path(reference).resolve():
@@ -137,7 +148,7 @@ def _reference(
     for name, run in names.items():
         if run.folder == oldest:
             return name
-    raise RunError(unknown("reference", reference, {*names, *models}, f" among the runs of {dataset}"))
+    return None
 
 
 def _run_row(

@@ -91,6 +91,8 @@ class Table:
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> its column in the file, for all fields that the file has; nothing of ours is unexpected."""
+        if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
+            raise DataError(f"{self.raw} has one column, {names[0]!r}: columns must be separated by commas")
         fields = {ours: theirs for ours, theirs in self.columns.items() if theirs is not None}
         for ours, theirs in fields.items():
             if theirs not in names:
@@ -110,7 +112,7 @@ class Table:
         given = {"survey"} if self.survey is not None else set()
         lacking = [name for name in REQUIRED if name not in fields.keys() | given]
         if lacking:
-            unused = next((name for name in names if name not in fields.values()), names[0])
+            unused = next((name for name in names if name not in fields.values()), "NAME")
             survey = "; or give dataset.survey=NAME" if "survey" in lacking else ""
             raise DataError(
                 f"{self.raw} has no column {' and no column '.join(map(repr, lacking))}. Its columns are "
@@ -155,6 +157,7 @@ class Table:
         if self.scheme is None:
             report.count("records in the source", table)
             taxonomy = Taxonomy.named(self.taxonomy)
+            table = _with_leading_zeros(table, taxonomy, report)
             return Careers.validated(table, dataset=dataset, taxonomy=taxonomy, source=source, rows=rows)
         target: Target = "native" if self.taxonomy == "native" else "occ1990dd"
         years = self._years(table, rows)
@@ -177,6 +180,21 @@ class Table:
             )
         scheme = pl.when(code.is_not_null()).then(pl.lit(self.scheme))
         return table.with_columns(scheme=scheme, code=code).drop("occupation")
+
+
+def _with_leading_zeros(table: pl.DataFrame, taxonomy: Taxonomy, report: Report) -> pl.DataFrame:
+    """Codes of the taxonomy that Stata and spreadsheets hold as numbers, or wrote so, as the taxonomy has them."""
+    shorter = [code.lstrip("0") or "0" for code in taxonomy.codes]
+    whole = {
+        short: code
+        for short, code in zip(shorter, taxonomy.codes, strict=True)
+        if short not in taxonomy.titles and shorter.count(short) == 1
+    }
+    table = table.with_columns(_as_text("occupation", table["occupation"].dtype))
+    if table["occupation"].is_in(list(whole)).any():
+        short, code = next(iter(whole.items()))
+        report.note(f"occupation codes without their leading zeros were completed, as {short} to {code}")
+    return table.with_columns(pl.col("occupation").replace(whole))
 
 
 def _as_text(column: str, dtype: pl.DataType) -> pl.Expr:
