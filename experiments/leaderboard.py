@@ -20,9 +20,12 @@ def main() -> None:
     parser.add_argument("--reference", default="career", help="name of a run")
     args = parser.parse_args()
     try:
-        print(markdown(leaderboard(runs_in(args.folder), args.reference), args.reference))
+        runs = runs_in(args.folder)
+        if args.reference not in runs:
+            raise SystemExit(f"no run {args.reference!r}: name another with --reference, of {', '.join(runs)}")
+        print(markdown(leaderboard(runs, args.reference), args.reference))
     except RunError as error:
-        raise SystemExit(f"{error} --reference NAME takes another run.") from None
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

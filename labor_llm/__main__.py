@@ -113,9 +113,13 @@ def _check_flags(args: Namespace) -> None:
     """Refuse what Hydra would answer with a traceback or by hiding the shipped configurations."""
     if args.config_path:
         raise ConfigError("--config-path would hide the shipped configurations; use --config-dir")
-    sweep = args.multirun and not args.cfg  # together they list the jobs
+    listed = args.cfg == "job" and not (args.resolve or args.package)
+    sweep = args.multirun and not listed
     if sum(map(bool, (args.run, sweep, args.cfg, args.info, args.shell_completion))) > 1:
-        raise ConfigError("choose one of --run, --multirun (-m), --cfg, --info and --shell-completion")
+        raise ConfigError(
+            "choose one of --run, --multirun (-m), --cfg, --info and --shell-completion; "
+            "-m with --cfg job alone lists the jobs of a sweep"
+        )
     if args.resolve and not args.cfg:
         raise ConfigError("--resolve belongs to --cfg")
 

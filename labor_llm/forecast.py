@@ -26,7 +26,7 @@ WIDTH = 120
 def forecast(cfg: DictConfig) -> None:
     """Draw future careers with the fitted model of a complete run, and write how well they were foretold."""
     fitted = Path(cfg.run).resolve()
-    config = run_folder.read_config(fitted)
+    config = run_folder.fitting_run(fitted)
     cutoff = _checked(cfg, config)
     config["model"].get("trainer", {}).update({"devices": 1})  # a year's records are too few for several
     parts = build(OmegaConf.create(config), ["dataset", "model"])

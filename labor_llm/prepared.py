@@ -74,9 +74,11 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
 def _read(record: Path) -> dict[str, Any]:
     """What prepare.json says; a DataError if it is damaged."""
     try:
-        before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{record} is damaged ({error}): delete it, and the dataset is prepared again") from error
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or not {"settings", "code", "files"} <= before.keys():
+        raise DataError(f"{record} is damaged: delete it, and the dataset is prepared again")
     return before
 
 

@@ -104,7 +104,8 @@ def _run_of_language(config: Mapping[str, Any], careers: Careers) -> Path | None
 def score(cfg: DictConfig) -> float | None:
     """Predict and evaluate with the fitted model of a complete run, on its own dataset or another one."""
     fitted = Path(cfg.run).resolve()
-    config = run_folder.read_config(fitted)
+    config = run_folder.fitting_run(fitted)
+    config["fitted_on"] = run_folder.fitted_on(config)
     if cfg.get("dataset") is not None:
         config["dataset"] = _plain(cfg)["dataset"]
         if "dataset" in config["model"]:  # the oracle's

@@ -43,6 +43,7 @@ def find(parent: Path, decisive: Mapping[str, Any]) -> Path | None:
 
 def create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
     """A new folder with its config, which ``find`` finds by what is decisive."""
+    check_possible(parent, "outputs")
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=parent) as scratch:
         new = Path(scratch) / "run"
@@ -70,14 +71,30 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _no_run(folder: Path) -> str:
-    """What a folder is instead of a complete run."""
+    """What a path is instead of the folder of a complete run."""
+    if folder.is_file():
+        return f"{folder} is a file: name the folder of a run."
     if not folder.is_dir():
         return f"run folder {folder} does not exist."
     if (folder / CONFIG).is_file():
         return f"run folder {folder} is not complete: run its command again to resume it."
-    below = sorted(path.parent for path in folder.glob(f"*/**/{MARKER}"))
+    markers = [path for depth in (1, 2, 3) for path in folder.glob("*/" * depth + MARKER)]
+    below = sorted(path.parent for path in markers if path.with_name(CONFIG).is_file())
     there = f"there are runs below it, such as {below[-1]}" if below else "there is no complete run below it"
     return f"{folder} is not the folder of a run; {there}."
+
+
+def fitted_on(config: Mapping[str, Any]) -> dict[str, Any]:
+    """On what a run fitted its model: said beside the model's own settings."""
+    return {key: config.get(key) for key in ("dataset", "known_until")}
+
+
+def fitting_run(folder: Path) -> dict[str, Any]:
+    """The config of a complete run that has a fitted model of its own; a RunError if it scored that of another."""
+    config = read_config(folder)
+    if config.get("fitted"):
+        raise RunError(f"the run in {folder} scored the model of {config['fitted']}: name that one.")
+    return config
 
 
 def check_possible(folder: Path, key: str) -> None:

@@ -48,6 +48,7 @@ def test_the_result_has_rates_ratios_and_the_machine(result):
         assert result[f"{what}_speedup_vs_plain"] == pytest.approx(ours / plain)
         assert result[f"{what}_speedup"] is None  # the reference has no rate for one layer
     assert {"processor", "cores"} <= result["machine"].keys()
+    assert result["conditions"]["plain"]["precision"] == "32-true"
 
 
 def test_both_learn_the_same(result):

@@ -198,7 +198,15 @@ def test_showing_a_configuration_runs_nothing(type_in):
 
 @pytest.mark.parametrize(
     "words",
-    [("-m", "--info", "all"), ("--resolve",), ("--config-path", "x"), ("seed=1,2",), ("-m", "seed=x(")],
+    [
+        ("-m", "--info", "all"),
+        ("-m", "--cfg", "hydra"),
+        ("-m", "--cfg", "job", "--resolve"),
+        ("--resolve",),
+        ("--config-path", "x"),
+        ("seed=1,2",),
+        ("-m", "seed=x("),
+    ],
 )
 def test_flags_that_do_not_go_together_are_one_line(type_in, words):
     code, out, err = type_in("run", *words)

@@ -1,6 +1,7 @@
 """Future careers against chains whose later distributions are known."""
 
 import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,17 @@ def test_no_other_training_is_advised_for_a_year_without_records_after_it(fitted
     assert not caplog.messages
     with pytest.raises(ConfigError, match=r"cutoff=YEAR, .*; got 'soon'"):
         forecast(composed(fitted, "cutoff=soon"))
+
+
+def test_what_was_scored_is_forecast_with_the_run_that_fitted_it(fitted, tmp_path):
+    scored = tmp_path / "scored"
+    shutil.copytree(fitted, scored)
+    with (scored / "config.yaml").open("a") as config:
+        config.write(f"fitted: {fitted}\n")
+    with pytest.raises(RunError, match=rf"scored the model of {fitted}: name that one"):
+        forecast(composed(scored))
+    with pytest.raises(RunError, match=r"metrics\.json is a file: name the folder of a run"):
+        forecast(composed(fitted / "metrics.json"))
 
 
 def test_a_folder_above_runs_is_no_run(fitted):

@@ -102,9 +102,10 @@ def test_a_mistyped_file_leaves_the_table_as_it_was(config, tmp_path):
 def test_a_damaged_record_and_a_file_for_a_folder_are_named(config, tmp_path):
     prepare(config("prepare"))
     record = tmp_path / "out/table/prepare.json"
-    record.write_text("{")
-    with pytest.raises(DataError, match=r"prepare\.json is damaged .*: delete it"):
-        prepare(config("prepare"))
+    for text in ("{", "[]", "{}"):
+        record.write_text(text)
+        with pytest.raises(DataError, match=r"prepare\.json is damaged: delete it"):
+            prepare(config("prepare"))
     with pytest.raises(ConfigError, match=r"outputs names a folder, but .*prepare\.json is a file"):
         prepare(config("prepare", f"outputs={record}"))
 

@@ -68,6 +68,41 @@ def test_a_model_that_is_scored_again_is_the_same_model(tmp_path):
     assert models["log_score"][0] == pytest.approx(evaluate(predictions(1)).estimate("log_score").value)
 
 
+def test_how_it_is_scored_again_makes_no_other_model(tmp_path):
+    trained = {"trainer": {"accelerator": "auto", "devices": 1}}
+    fitted = write_run(tmp_path / "nano" / "1", "nano", predictions(2), model=trained, keep_distribution=True)
+    again = {"trainer": {"accelerator": "cpu", "devices": 2}}
+    write_run(tmp_path / "nano" / "2", "nano", predictions(2), model=again, fitted=str(fitted))
+    assert compare([tmp_path], statistics=QUICK).models.select("model", "seeds").rows() == [("nano", 1)]
+
+
+def test_where_files_lie_is_in_no_name(tmp_path):
+    for number in (1, 2):
+        own = {"name": "panel", "raw": f"/home/me/{number}.csv", "taxonomy": f"/home/me/{number}-own.csv"}
+        write_run(
+            tmp_path / f"{number}", "nano", predictions(number), dataset=own, fitted=f"/home/me/gone/{number}"
+        )
+        on = {"dataset": own | {"name": "other"}, "known_until": None}
+        write_run(tmp_path / f"{number}0", "nano", predictions(number), fitted="/home/me/gone", fitted_on=on)
+    comparison = compare([tmp_path], statistics=QUICK)
+    names = [*comparison.models["model"], *(name for name in comparison.table["run"])]
+    assert len(set(comparison.models["model"])) == 4
+    assert not [name for name in names if "/home" in name]
+
+
+def test_seeds_stay_together_when_what_was_scored_is_gone(tmp_path):
+    for data_seed in (5, 6):
+        on = {"dataset": {"name": "a", "seed": data_seed}, "known_until": None}
+        for seed in (0, 1):
+            folder, gone = tmp_path / f"{data_seed}{seed}", f"gone/{seed}"
+            write_run(folder, "nano", predictions(2, seed=seed), seed=seed, fitted=gone, fitted_on=on)
+    models = compare([tmp_path], statistics=QUICK).models
+    assert sorted(models.select("model", "seeds").rows()) == [
+        ("nano (fitted.dataset.seed=5)", 2),
+        ("nano (fitted.dataset.seed=6)", 2),
+    ]
+
+
 def test_a_model_that_was_fitted_on_other_data_names_them(tmp_path):
     fitted = write_run(
         tmp_path / "a" / "1", "nano", predictions(2), dataset={"name": "a", "raw": "/home/me/a.csv"}
@@ -115,4 +150,4 @@ def test_what_a_model_rests_on_and_is_gone_is_told_by_its_folder(tmp_path):
     for seed in (1, 2):
         write_embedding(tmp_path / f"{seed}", Path(f"gone/{seed}"), seed)
     models = compare([tmp_path], statistics=QUICK).models
-    assert set(models["model"]) == {f"embedding (model.fitted=gone/{seed})" for seed in (1, 2)}
+    assert set(models["model"]) == {f"embedding (model.fitted={seed})" for seed in (1, 2)}

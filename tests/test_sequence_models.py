@@ -20,6 +20,7 @@ from labor_llm.models.career import Career
 from labor_llm.models.logit import Logit
 from labor_llm.run import run, score
 from labor_llm.sequences import transformer
+from labor_llm.sequences.batches import CodeScoringBatches
 
 SMALL = {"layers": 1, "width": 12, "feed_forward": 24, "heads": 3}
 
@@ -91,6 +92,22 @@ SAME = [
 def test_what_saves_memory_or_time_learns_the_same(settings, dropout):
     plain, other = small_career(dropout), small_career(dropout, **settings)
     np.testing.assert_allclose(other.log_probs(TEST), plain.log_probs(TEST), atol=1e-4)
+
+
+def test_career_scores_careers_of_all_lengths_together_and_others_similar_ones(monkeypatch):
+    asked = []
+
+    class Noted(CodeScoringBatches):
+        def __init__(self, coded, records, mixed):
+            asked.append(mixed)
+            super().__init__(coded, records, mixed)
+
+    for module in ("labor_llm.sequences.training", "labor_llm.models.sequence"):
+        monkeypatch.setattr(f"{module}.CodeScoringBatches", Noted)
+    small_career().log_probs(TEST)
+    assert asked == [True, True]
+    coded(BagOfJobs, trainer=trainer(max_epochs=1)).fit(TRAIN, VALID, CHOICES).log_probs(TEST)
+    assert asked[2:] == [False, False]
 
 
 @pytest.mark.slow

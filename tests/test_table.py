@@ -79,7 +79,20 @@ def test_codes_that_lost_their_leading_zeros_are_completed(tmp_path):
         report = Report()
         careers = read(Table(name="mine", raw=tmp_path / f"panel.{ending}", survey="S"), report)
         assert careers.table["occupation"].to_list() == ["004", "022", "243"]
-        assert report.notes == ["occupation codes without their leading zeros were completed, as 4 to 004"]
+        assert len(report.notes) == 1
+        assert report.notes[0].startswith("occupation codes that had lost leading zeros were completed")
+    whole = frame.astype(str).assign(occupation=[" 004", "022", "243"])
+    whole.to_csv(tmp_path / "panel.csv", index=False)
+    report = Report()
+    assert read(Table(name="mine", raw=tmp_path / "panel.csv", survey="S"), report).table["occupation"][0] == "004"
+    assert not report.notes
+
+
+def test_codes_that_are_lists_are_refused_as_before(tmp_path):
+    table = pl.DataFrame({"person_id": ["1"], "year": [2001], "occupation": [["004"]]})
+    table.write_parquet(tmp_path / "panel.parquet")
+    with pytest.raises(DataError, match="occupation: must be text"):
+        read(Table(name="mine", raw=tmp_path / "panel.parquet", survey="S"))
 
 
 def test_a_code_is_completed_only_if_it_stands_for_one(tmp_path):
@@ -90,9 +103,11 @@ def test_a_code_is_completed_only_if_it_stands_for_one(tmp_path):
 
 
 def test_columns_that_are_separated_otherwise_are_said(tmp_path):
-    (tmp_path / "panel.csv").write_text("person_id;year;occupation\n1;2001;004\n")
-    with pytest.raises(DataError, match="one column, 'person_id;year;occupation': columns must be separated by"):
-        read(Table(name="mine", raw=tmp_path / "panel.csv", survey="S"))
+    text = b"person_id;year;occupation;log_wage\n1;2001;004;1,5\n"
+    for ending, pack in {"csv": bytes, "csv.gz": gzip.compress, "csv.xz": lzma.compress}.items():
+        (tmp_path / f"panel.{ending}").write_bytes(pack(text))
+        with pytest.raises(DataError, match=r"begins 'person_id;.*: columns must be separated by commas"):
+            read(Table(name="mine", raw=tmp_path / f"panel.{ending}", survey="S"))
 
 
 def test_labels_of_stata_are_words_but_codes_stay_numbers(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 from labor_llm.errors import RunError
 from labor_llm.predictions import Predictions
-from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, is_complete, read_config
+from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, fitted_on, is_complete, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,14 @@ UNNAMED = {"dataset.raw", "model.dataset.raw", "model.fitted.dataset.raw", "fitt
 """Keys that tell runs apart, and that are no part of their names: where a file lies is private."""
 NULL = "null"
 """How a setting without a value is written, whether it is null or not there."""
-FITTED_ON = ("dataset", "known_until")
-"""What is said of the run whose model another one rests on or scores; the model's settings are in both configs."""
+COMPUTED = (
+    ".keep_distribution",
+    ".trainer.accelerator",
+    ".trainer.devices",
+    ".trainer.checkpoint_every",
+    ".scoring.max_tokens",
+)
+"""Endings of keys that say how something is computed or kept, and change no result."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,11 @@ class Run:
     def settings(self) -> Mapping[str, Any]:
         """The config, but ``fitted`` and ``model.fitted`` say what was fitted on, not which run's folder it is.
 
-        A folder is named only if it is gone. What a run fitted itself, it fitted on its own dataset.
+        If that run is gone, its name stands for it. What a run fitted itself, it fitted on its own dataset.
         """
-        model, own = self.config.get("model", {}), {key: self.config.get(key) for key in FITTED_ON}
-        settings = {**self.config, "fitted": _fitted_on(self.config.get("fitted")) or own}
+        settings, model = dict(self.config), self.config.get("model", {})
+        told = settings.pop("fitted_on", None)
+        settings["fitted"] = told or _fitted_on(self.config.get("fitted")) or fitted_on(self.config)
         if model.get("fitted") is not None:
             settings["model"] = model | {"fitted": _fitted_on(model["fitted"])}
         return settings
@@ -77,14 +84,13 @@ class Run:
 
 
 def _fitted_on(run: Any) -> Any:
-    """What the run in a folder was fitted on; the folder if it is gone."""
+    """What the run in a folder was fitted on; the folder's own name if it is gone."""
     if not isinstance(run, str):
         return run
     try:
-        config = read_config(Path(run).expanduser())
+        return fitted_on(read_config(Path(run).expanduser()))
     except RunError:
-        return run
-    return {key: config.get(key) for key in FITTED_ON}
+        return Path(run).name
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
@@ -102,8 +108,6 @@ def seedless(run: Run) -> Run:
     of_data = ("dataset", "fitted")
     config = {key: child if key in of_data else _without_seeds(child) for key, child in run.settings.items()}
     config.pop("seed", None)
-    if isinstance(config["fitted"], str):
-        config["fitted"] = {"folder": str(Path(config["fitted"]).parent)}
     return replace(run, config=config)
 
 
@@ -124,13 +128,18 @@ def distinct_names(runs: Sequence[Run]) -> dict[str, Run]:
     for run in runs:
         alike = [other for other in runs if other.name == run.name]
         differing = differing_settings([other.settings for other in alike])
-        own = {key: values[alike.index(run)] for key, values in differing.items()}
+        own = {key: _private(values[alike.index(run)]) for key, values in differing.items()}
         words = [f"{key}={value}" for key, value in own.items() if value != NULL]
         shown.append(f"{run.name} ({', '.join(words)})" if words else run.name)
     times = Counter(shown)
     return {
         name if times[name] == 1 else f"{name} in {run.folder}": run for name, run in zip(shown, runs, strict=True)
     }
+
+
+def _private(value: str) -> str:
+    """Of a path, such as that of one's own taxonomy, the last part: where a file lies is private."""
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -159,7 +168,7 @@ def _flat(node: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]
         key = f"{above}{name}"
         if isinstance(child, Mapping):
             yield from _flat(child, f"{key}.")
-        elif key.partition(".")[0] not in IRRELEVANT:
+        elif key.partition(".")[0] not in IRRELEVANT and not f".{key}".endswith(COMPUTED):
             yield key, NULL if child is None else str(child)
 
 

@@ -81,7 +81,9 @@ def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, stati
     best, asked = next(iter(names)), _reference(names, models, reference)
     result = SideBySide(dataset, asked or best)
     if reference is not None and asked is None:
-        result.notes.append(f"{dataset}: there is no {reference!r}; the reference is the best run, {best}.")
+        result.notes.append(
+            f"{dataset}: there is no {Path(reference).name!r}; the reference is the best run, {best}."
+        )
     first = _sorted(names[result.reference].predictions())
     persons = first.table["person_id"].n_unique()
     columns, withheld, misfits = {}, 0, []

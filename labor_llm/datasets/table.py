@@ -1,5 +1,6 @@
 """A table of one's own that has one row per person and year: CSV, Parquet, Stata or Excel."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -91,8 +92,6 @@ class Table:
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> its column in the file, for all fields that the file has; nothing of ours is unexpected."""
-        if len(names) == 1 and any(sign in names[0] for sign in ";\t|"):
-            raise DataError(f"{self.raw} has one column, {names[0]!r}: columns must be separated by commas")
         fields = {ours: theirs for ours, theirs in self.columns.items() if theirs is not None}
         for ours, theirs in fields.items():
             if theirs not in names:
@@ -184,16 +183,17 @@ class Table:
 
 def _with_leading_zeros(table: pl.DataFrame, taxonomy: Taxonomy, report: Report) -> pl.DataFrame:
     """Codes of the taxonomy that Stata and spreadsheets hold as numbers, or wrote so, as the taxonomy has them."""
-    shorter = [code.lstrip("0") or "0" for code in taxonomy.codes]
-    whole = {
-        short: code
-        for short, code in zip(shorter, taxonomy.codes, strict=True)
-        if short not in taxonomy.titles and shorter.count(short) == 1
-    }
-    table = table.with_columns(_as_text("occupation", table["occupation"].dtype))
+    dtype = table["occupation"].dtype
+    if not (dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)):
+        return table
+    shorter = {code: code.lstrip("0") or "0" for code in taxonomy.codes}
+    times = Counter(shorter.values())
+    whole = {short: code for code, short in shorter.items() if short != code and times[short] == 1}
+    table = table.with_columns(_as_text("occupation", dtype).str.strip_chars())
     if table["occupation"].is_in(list(whole)).any():
-        short, code = next(iter(whole.items()))
-        report.note(f"occupation codes without their leading zeros were completed, as {short} to {code}")
+        report.note(
+            "occupation codes that had lost leading zeros were completed: 22 is 022 if the taxonomy says so"
+        )
     return table.with_columns(pl.col("occupation").replace(whole))
 
 

@@ -1,5 +1,6 @@
 """Tables as files: CSV, Parquet, Stata and Excel, each as a scan."""
 
+import gzip
 import lzma
 import struct
 import tempfile
@@ -32,6 +33,8 @@ def scanned(path: Path, missing: list[str], words: Collection[str]) -> Iterator[
         raise DataError(f"{path.name!r} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is an empty file: download or export it again")
+    if ".csv" in path.suffixes:
+        _check_separator(path)
     with readable(path):
         read = READERS.get(path.suffix.lower())
         in_memory = None if read is None else read(path, missing, words)
@@ -59,6 +62,15 @@ def guarded(path: Path, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]
         if part is None:
             return
         yield part
+
+
+def _check_separator(path: Path) -> None:
+    """A DataError if the columns of a CSV file are separated by something else than commas."""
+    unpack = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with readable(path), unpack(path, "rt", errors="replace") as file:
+        head = file.readline().strip()
+    if "," not in head and any(sign in head for sign in ";\t|"):
+        raise DataError(f"{path} begins {head!r}: columns must be separated by commas")
 
 
 @contextmanager
