@@ -5,9 +5,10 @@ import lzma
 import struct
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import polars as pl
@@ -66,7 +67,7 @@ def guarded(path: Path, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]
 
 def _check_separator(path: Path) -> None:
     """A DataError if the columns of a CSV file are separated by something else than commas."""
-    unpack = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    unpack = UNPACK.get(path.suffix, open)
     with readable(path), unpack(path, "rt", errors="replace") as file:
         head = file.readline().strip()
     if "," not in head and any(sign in head for sign in ";\t|"):
@@ -111,5 +112,7 @@ def _excel(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFra
     return table.with_columns(pl.col(pl.String).replace(dict.fromkeys(missing)))
 
 
+UNPACK: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+"""Ending -> what opens a packed file of text."""
 READERS = {".xz": _xz, ".dta": _stata, ".xlsx": _excel}
 """Ending -> what reads the whole file into memory; CSV and Parquet are read in parts."""
