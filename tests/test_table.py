@@ -104,7 +104,7 @@ def test_a_code_is_completed_only_if_it_stands_for_one(tmp_path):
 
 def test_columns_that_are_separated_otherwise_are_said(tmp_path):
     text = b"person_id;year;occupation;log_wage\n1;2001;004;1,5\n"
-    for ending, pack in {"csv": bytes, "csv.gz": gzip.compress, "csv.xz": lzma.compress}.items():
+    for ending, pack in {"csv": bytes, "CSV": bytes, "csv.gz": gzip.compress, "csv.xz": lzma.compress}.items():
         (tmp_path / f"panel.{ending}").write_bytes(pack(text))
         with pytest.raises(DataError, match=r"begins 'person_id;.*: columns must be separated by commas"):
             read(Table(name="mine", raw=tmp_path / f"panel.{ending}", survey="S"))

@@ -34,7 +34,7 @@ def scanned(path: Path, missing: list[str], words: Collection[str]) -> Iterator[
         raise DataError(f"{path.name!r} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is an empty file: download or export it again")
-    if ".csv" in path.suffixes:
+    if ".csv" in path.name.lower():
         _check_separator(path)
     with readable(path):
         read = READERS.get(path.suffix.lower())
@@ -67,7 +67,7 @@ def guarded(path: Path, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]
 
 def _check_separator(path: Path) -> None:
     """A DataError if the columns of a CSV file are separated by something else than commas."""
-    unpack = UNPACK.get(path.suffix, open)
+    unpack = UNPACK.get(path.suffix.lower(), open)
     with readable(path), unpack(path, "rt", errors="replace") as file:
         head = file.readline().strip()
     if "," not in head and any(sign in head for sign in ";\t|"):
