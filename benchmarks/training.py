@@ -40,6 +40,7 @@ from benchmarks.training_rivals import (
 )
 from labor_llm.language.backbones import ScratchBackbone
 from labor_llm.language.tokens import EncodedCareers
+from labor_llm.precision import bfloat16_pays
 from labor_llm.templates import ResumeTemplate, Titles
 
 logger = logging.getLogger(__name__)
@@ -157,10 +158,8 @@ def training_flops(model: nn.Module, lengths: Iterable[int]) -> float:
 
 
 def precisions() -> list[str]:
-    """float32, and bfloat16 where the processor multiplies it; the best comes last, which ``auto`` chooses."""
-    capabilities = torch.cpu.get_capabilities()
-    has_bf16 = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return ["float32", "bf16"] if has_bf16 else ["float32"]
+    """float32, and bfloat16 where the processor multiplies it faster; the last is what ``auto`` chooses."""
+    return ["float32", "bf16"] if bfloat16_pays() else ["float32"]
 
 
 def available_systems() -> list[str]:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from labor_llm import devices
 from labor_llm.errors import ConfigError, RunError
+from labor_llm.precision import bfloat16_pays
 from labor_llm.progress import training_progress
 from labor_llm.shares import Share
 from labor_llm.tracking import NoTracker, Tracker
@@ -52,7 +53,7 @@ class LoopSettings:
     compile: bool = False
     """Let torch.compile fuse the layers' small operations; needs a C++ compiler on a CPU. Minutes at the start."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """auto: bfloat16 products where the GPU or the processor multiplies them faster, else float32."""
+    """auto: bfloat16 products where the GPU has them or the processor multiplies them faster, else float32."""
     tf32: bool = False
     """Let a GPU round what float32 products multiply to 10 bits: faster where the precision is 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -77,7 +78,7 @@ class LoopSettings:
             return self.precision
         if self.on_gpu:
             return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-        return "bf16-mixed" if _processor_has_bf16() else "32-true"
+        return "bf16-mixed" if bfloat16_pays() else "32-true"
 
 
 class Training(L.LightningModule):
@@ -344,9 +345,3 @@ def _fitting_callbacks(settings: LoopSettings, folder: Path, monitor: str) -> li
         folder, "best", monitor, mode="min", save_on_train_epoch_end=False, enable_version_counter=False
     )
     return [stopping, best, ResumePoint(folder / "last.ckpt", settings.checkpoint_every, stopping)]
-
-
-def _processor_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32, as far as torch can tell."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from labor_llm.sequences.heads import choice_log_probs, choice_nll
+from labor_llm.sequences.heads import LIMIT, choice_log_probs, choice_nll
 
 J = 4
 BEFORE = torch.tensor([0, 1, 3, J, J + 1, 2])  # J: the beginning; J + 1: outside the choice set
@@ -33,6 +33,14 @@ def test_the_loss_is_minus_the_log_probability_and_has_its_gradient(columns):
     expected = -choice_log_probs(logits, BEFORE, J)[torch.arange(5), TARGETS[:5]].sum()
     torch.testing.assert_close(choice_nll(logits, BEFORE, TARGETS, J), expected)
     assert torch.autograd.gradcheck(lambda x: choice_nll(x, BEFORE, TARGETS, J), logits.requires_grad_())
+
+
+@pytest.mark.parametrize("columns", [J, J + 1])
+def test_the_loss_is_that_of_clamped_logits(columns):
+    logits = 4 * LIMIT * torch.randn(len(BEFORE), columns, generator=torch.Generator().manual_seed(2)).double()
+    assert (logits.abs() > LIMIT).any(0).all()
+    expected = choice_nll(logits.clamp(-LIMIT, LIMIT), BEFORE, TARGETS, J)
+    torch.testing.assert_close(choice_nll(logits, BEFORE, TARGETS, J), expected)
 
 
 def test_with_one_occupation_there_is_nothing_to_choose():

@@ -111,7 +111,7 @@ def test_career_scores_careers_of_all_lengths_together_and_others_similar_ones(m
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not transformer.MULTIPLIES_BFLOAT16, reason="needs a processor that multiplies bfloat16")
+@pytest.mark.skipif(not transformer.JOINED[torch.bfloat16], reason="needs a processor that multiplies bfloat16")
 def test_compiled_layers_are_validated_in_bfloat16():
     plain, compiled = (small_career(precision="bf16-mixed", compile=compile_) for compile_ in (False, True))
     np.testing.assert_allclose(compiled.log_probs(TEST), plain.log_probs(TEST), atol=5e-2)

@@ -13,7 +13,7 @@ from labor_llm.sequences.bag import BagOfJobsNetwork
 from labor_llm.sequences.batches import CodeScoringBatches, CodeTrainingBatches, Grid, collate
 from labor_llm.sequences.codes import CodeBook, CodedCareers
 from labor_llm.sequences.lstm import ContextualLSTM
-from labor_llm.sequences.transformer import MULTIPLIES_BFLOAT16, CareerTransformer, mapped, sinusoids
+from labor_llm.sequences.transformer import JOINED, CareerTransformer, mapped, sinusoids
 
 UNEVEN = panel(
     person_id=["a"] * 5 + ["b"] * 1 + ["c"] * 3 + ["d"] * 2,
@@ -147,7 +147,7 @@ def test_careers_in_one_grid_are_read_as_each_by_itself():
     torch.testing.assert_close(network(everybody()), torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(not MULTIPLIES_BFLOAT16, reason="needs a processor that multiplies bfloat16")
+@pytest.mark.skipif(not JOINED[torch.bfloat16], reason="needs a processor that multiplies bfloat16")
 @pytest.mark.parametrize("then", ["none", "gelu"])
 def test_one_operation_is_nearer_to_the_truth_than_several(monkeypatch, then):
     torch.manual_seed(0)
@@ -155,11 +155,22 @@ def test_one_operation_is_nearer_to_the_truth_than_several(monkeypatch, then):
     true = mapped(linear, values, then)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         one = mapped(linear, values, then)
-        monkeypatch.setattr("labor_llm.sequences.transformer.MULTIPLIES_BFLOAT16", False)
+        monkeypatch.setattr("labor_llm.sequences.transformer.JOINED", {})
         several = mapped(linear, values, then)
     assert one.dtype == several.dtype == torch.bfloat16
     assert not torch.equal(one, several) or then == "none"
     assert (one - true).abs().mean() <= (several - true).abs().mean() < 5e-3
+
+
+@pytest.mark.skipif(not JOINED[torch.float32], reason="needs oneDNN")
+@pytest.mark.parametrize("then", ["none", "gelu"])
+def test_in_float32_one_operation_is_what_several_are(then):
+    torch.manual_seed(0)
+    linear, values = torch.nn.Linear(24, 40), torch.randn(60, 5, 24)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        one = mapped(linear, values, then)
+    assert "mkldnn::_linear_pointwise" in {event.key for event in profile.key_averages()}
+    torch.testing.assert_close(one, mapped(linear, values, then), atol=1e-5, rtol=1e-5)
 
 
 def test_a_map_that_is_trained_has_gradients():

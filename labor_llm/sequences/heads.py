@@ -40,20 +40,23 @@ def choice_log_probs(logits_NK: Tensor, before_N: Tensor, choices: int) -> Tenso
 def choice_nll(logits_NK: Tensor, before_N: Tensor, targets_N: Tensor, choices: int) -> Tensor:
     """Minus the log-probability of what was realised, summed, in nats; nothing for what is outside (-1).
 
-    In two stages the softmax over occupations is computed for those only who moved or who began.
+    A network's logits, which are clamped here. In two stages the softmax over occupations is computed for those
+    only who moved or who began.
     """
-    known = targets_N >= 0
-    logits, before, targets = logits_NK[known], before_N[known], targets_N[known]
-    if logits.shape[1] == choices:
-        return cross_entropy(logits, targets, reduction="sum")
-    may_stay, stayed = can_stay(before, choices), before == targets
-    stay_logits = logits[may_stay, choices]
-    stages = -logsigmoid(torch.where(stayed[may_stay], stay_logits, -stay_logits)).sum()
-    chose = ~(stayed & may_stay)
-    moves = logits[chose, :choices]
-    rows = may_stay[chose].nonzero()[:, 0]
-    moves[rows, before[chose][rows]] = float("-inf")
-    return stages + cross_entropy(moves, targets[chose], reduction="sum")
+    known_N = targets_N >= 0
+    two_stage = logits_NK.shape[1] > choices
+    may_stay_N = can_stay(before_N, choices) & two_stage
+    stayed_N = (before_N == targets_N) & may_stay_N
+    chose = (known_N & ~stayed_N).nonzero()[:, 0]
+    moves = logits_NK.index_select(0, chose)[:, :choices].clamp(-LIMIT, LIMIT)
+    rows = may_stay_N[chose].nonzero()[:, 0]
+    moves[rows, before_N[chose[rows]]] = float("-inf")
+    nll = cross_entropy(moves, targets_N[chose], reduction="sum")
+    if not two_stage:
+        return nll
+    staged = (known_N & may_stay_N).nonzero()[:, 0]
+    stay = logits_NK[:, choices].index_select(0, staged).clamp(-LIMIT, LIMIT)
+    return nll - logsigmoid(torch.where(stayed_N[staged], stay, -stay)).sum()
 
 
 def can_stay(before_N: Tensor, choices: int) -> Tensor:

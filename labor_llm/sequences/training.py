@@ -19,7 +19,7 @@ from labor_llm.training import LoopSettings, Training, predict_all
 
 BETAS = (0.9, 0.98)
 """Adam's, as in the reference code of CAREER."""
-SCORED_RECORDS = 16_384
+SCORED_RECORDS = 8192
 """Records that are scored together."""
 
 
@@ -61,7 +61,8 @@ class CodeTraining(Training):
 
     def predict_step(self, batch: CodeBatch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The records' rows in the table and their log-probabilities (T, J)."""
-        return batch["rows_T"], choice_log_probs(self._logits(batch), batch["before_T"], self.choices)
+        logits_TK = self.model(batch).float().clamp(-LIMIT, LIMIT)
+        return batch["rows_T"], choice_log_probs(logits_TK, batch["before_T"], self.choices)
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -78,14 +79,10 @@ class CodeTraining(Training):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _logits(self, batch: CodeBatch) -> Tensor:
-        logits_TK: Tensor = self.model(batch).float().clamp(-LIMIT, LIMIT)
-        return logits_TK
-
     def _nll(self, batch: CodeBatch) -> tuple[Tensor, Tensor]:
         """Minus the log-probability of what was realised, summed, in nats, and over how many records."""
         records = (batch["targets_T"] >= 0).sum()
-        nll = choice_nll(self._logits(batch), batch["before_T"], batch["targets_T"], self.choices)
+        nll = choice_nll(self.model(batch).float(), batch["before_T"], batch["targets_T"], self.choices)
         return nll, records
 
 

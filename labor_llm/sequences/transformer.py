@@ -23,8 +23,9 @@ from labor_llm.sequences.codes import CodeBook
 FIRST_POSITION = 2
 """fairseq counts positions from the number after its padding symbol's, which is 1."""
 
-MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether oneDNN is there and has products of bfloat16 for this processor."""
+_ONEDNN = torch.backends.mkldnn.is_available()
+JOINED = {torch.float32: _ONEDNN, torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+"""Whether oneDNN joins products of a type with what follows them on this processor."""
 
 
 class CareerTransformer(nn.Module):
@@ -113,14 +114,14 @@ class Layer(nn.Module):
 def mapped(linear: nn.Linear, values: Tensor, then: Literal["none", "gelu"] = "none") -> Tensor:
     """A linear map and what follows it.
 
-    Where a CPU multiplies bfloat16 and nothing is trained, they are one operation of oneDNN: it rounds once, and
-    neither bias nor GELU reads and writes a tensor of its own.
+    Where nothing is trained on a CPU, they are one operation of oneDNN: it rounds once, and neither bias nor GELU
+    reads and writes a tensor of its own.
     """
-    in_bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    one = MULTIPLIES_BFLOAT16 and in_bfloat16 and values.device.type == "cpu" and not torch.is_grad_enabled()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
+    one = JOINED.get(dtype, False) and values.device.type == "cpu" and not torch.is_grad_enabled()
     if not one or torch.compiler.is_compiling():  # a compiler has its own ways to join them
         return gelu(linear(values)) if then == "gelu" else linear(values)
-    parts = (part.to(torch.bfloat16) for part in (values, linear.weight, linear.bias))
+    parts = (part.to(dtype) for part in (values, linear.weight, linear.bias))
     result: Tensor = torch.ops.mkldnn._linear_pointwise(*parts, then, [], "none")
     return result
 
