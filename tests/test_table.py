@@ -88,6 +88,29 @@ def test_codes_that_lost_their_leading_zeros_are_completed(tmp_path):
     assert not report.notes
 
 
+def test_codes_that_pandas_wrote_as_decimals_are_whole_numbers(tmp_path):
+    frame = pd.DataFrame({"person_id": [1] * 3, "year": [2001, 2002, 2003], "occupation": [22, 243, None]})
+    frame.dropna().to_csv(tmp_path / "panel.csv", index=False)
+    assert "243.0" in (tmp_path / "panel.csv").read_text()
+    report = Report()
+    careers = read(Table(name="mine", raw=tmp_path / "panel.csv", survey="S"), report)
+    assert careers.table["occupation"].to_list() == ["022", "243"]
+    assert any("22.0 as 22" in note for note in report.notes)
+    settings = {"survey": "S", "scheme": "census2010", "taxonomy": "native"}
+    (tmp_path / "panel.csv").write_text("person_id,year,occupation\n1,2001,10.0\n1,2002,4110.0\n")
+    report = Report()
+    careers = read(Table(name="mine", raw=tmp_path / "panel.csv", **settings), report)
+    assert careers.table["occupation"].to_list() == ["10", "4110"]
+    assert report.codes == {"found": 2, "carried": 2}
+
+
+def test_a_code_with_a_point_that_the_taxonomy_has_stays(tmp_path):
+    (tmp_path / "own.csv").write_text("code,title,kind\n1.0,Nurse,occupation\n2,Clerk,occupation\n")
+    (tmp_path / "panel.csv").write_text("person_id,year,occupation\n1,2001,1.0\n1,2002,2.0\n")
+    table = Table(name="mine", raw=tmp_path / "panel.csv", survey="S", taxonomy=str(tmp_path / "own.csv"))
+    assert read(table).table["occupation"].to_list() == ["1.0", "2"]
+
+
 def test_codes_that_are_lists_are_refused_as_before(tmp_path):
     table = pl.DataFrame({"person_id": ["1"], "year": [2001], "occupation": [["004"]]})
     table.write_parquet(tmp_path / "panel.parquet")

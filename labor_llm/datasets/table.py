@@ -1,7 +1,7 @@
 """A table of one's own that has one row per person and year: CSV, Parquet, Stata or Excel."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -156,10 +156,10 @@ class Table:
         if self.scheme is None:
             report.count("records in the source", table)
             taxonomy = Taxonomy.named(self.taxonomy)
-            table = _with_leading_zeros(table, taxonomy, report)
+            table = _with_leading_zeros(_in_whole_numbers(table, report, taxonomy.codes), taxonomy, report)
             return Careers.validated(table, dataset=dataset, taxonomy=taxonomy, source=source, rows=rows)
         target: Target = "native" if self.taxonomy == "native" else "occ1990dd"
-        years = self._years(table, rows)
+        years = self._years(_in_whole_numbers(table, report), rows)
         return careers_of(years, [self.scheme], target, report, dataset=dataset, source=source, rows=rows)
 
     def _years(self, table: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
@@ -179,6 +179,19 @@ class Table:
             )
         scheme = pl.when(code.is_not_null()).then(pl.lit(self.scheme))
         return table.with_columns(scheme=scheme, code=code).drop("occupation")
+
+
+def _in_whole_numbers(table: pl.DataFrame, report: Report, codes: Collection[str] = ()) -> pl.DataFrame:
+    """Codes that other programs wrote as decimals because some are missing, 22.0, without; ``codes`` stay."""
+    if table["occupation"].dtype != pl.String:
+        return table
+    occupation = pl.col("occupation").str.strip_chars()
+    decimal = occupation.str.contains(r"^\d+\.0+$") & ~occupation.is_in(list(codes))
+    if not table.select(decimal.any()).item():
+        return table
+    report.note("occupation codes that were written as decimals were taken as whole numbers: 22.0 as 22")
+    whole = occupation.str.split(".").list.first()
+    return table.with_columns(pl.when(decimal).then(whole).otherwise("occupation").alias("occupation"))
 
 
 def _with_leading_zeros(table: pl.DataFrame, taxonomy: Taxonomy, report: Report) -> pl.DataFrame:
