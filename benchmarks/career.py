@@ -3,8 +3,8 @@
     python -m benchmarks.career          minutes on two cores: writes benchmarks/results/career-cpu.json
     python -m benchmarks.career --toy    seconds, to see that it works
 
-The reference code's rates were measured on a machine like the one of the result, on another generated panel with
-335 occupations: they are given, not measured again. The plain network (``career_plain``) is measured in turn with
+The reference code's rates were measured on two cores of an AMD EPYC, on another generated panel with 335
+occupations: they are given, not measured again. The plain network (``career_plain``) is measured in turn with
 ours, so its ratio holds whatever else the machine does. Both train on the same careers in the same steps from the
 same weights; the plain network, which pads, in parts of similar lengths, as the reference code has its batches.
 The seconds are those of training steps, fetching a batch left out, as in the reference's figures.

@@ -1,5 +1,6 @@
 """Training of any network on careers, by Lightning's Trainer: the best weights are kept, and it can be resumed."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ from labor_llm.precision import bfloat16_pays
 from labor_llm.progress import training_progress
 from labor_llm.shares import Share
 from labor_llm.tracking import NoTracker, Tracker
+
+logger = logging.getLogger(__name__)
+
+PRODUCTS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -259,6 +264,7 @@ def train_to_best(
             log_every_n_steps=min(10, len(one)),
             num_sanity_val_steps=0,
         )
+        logger.info("products are computed in %s", PRODUCTS[settings.resolved_precision])
         with devices.raising_own_errors():
             data = devices.Shared(train, valid)
             trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)

@@ -40,7 +40,28 @@ def test_the_loss_is_that_of_clamped_logits(columns):
     logits = 4 * LIMIT * torch.randn(len(BEFORE), columns, generator=torch.Generator().manual_seed(2)).double()
     assert (logits.abs() > LIMIT).any(0).all()
     expected = choice_nll(logits.clamp(-LIMIT, LIMIT), BEFORE, TARGETS, J)
-    torch.testing.assert_close(choice_nll(logits, BEFORE, TARGETS, J), expected)
+    nll = choice_nll(logits.requires_grad_(), BEFORE, TARGETS, J)
+    torch.testing.assert_close(nll, expected)
+    (gradient,) = torch.autograd.grad(nll, logits)
+    assert gradient.abs().sum() > 0
+    assert not gradient[logits.abs() > LIMIT].any()
+
+
+@pytest.mark.parametrize(
+    ("before", "targets"),
+    [([0, 1], [0, 1]), ([0, 1], [2, 3]), ([J, 2], [-1, -1]), ([J + 1], [3]), ([], [])],
+    ids=["stayers", "movers", "outside", "beginning", "nobody"],
+)
+def test_the_loss_of_some_kinds_alone(before, targets):
+    before, targets = torch.tensor(before, dtype=torch.long), torch.tensor(targets, dtype=torch.long)
+    logits = torch.randn(len(before), J + 1, generator=torch.Generator().manual_seed(3)).double()
+    known = (targets >= 0).nonzero()[:, 0]
+    expected = -choice_log_probs(logits, before, J)[known, targets[known]].sum()
+    nll = choice_nll(logits.requires_grad_(), before, targets, J)
+    torch.testing.assert_close(nll, expected)
+    (gradient,) = torch.autograd.grad(nll, logits)
+    assert gradient.isfinite().all()
+    assert gradient.any(1).tolist() == (targets >= 0).tolist()
 
 
 def test_with_one_occupation_there_is_nothing_to_choose():

@@ -23,7 +23,9 @@ def machine(monkeypatch):
     precision.bfloat16_pays.cache_clear()
 
 
-@pytest.mark.parametrize(("bfloat16", "taken"), [(0.4, "bf16-mixed"), (0.9, "32-true"), (2.0, "32-true")])
+@pytest.mark.parametrize(
+    ("bfloat16", "taken"), [(0.4, "bf16-mixed"), (0.79, "bf16-mixed"), (0.81, "32-true"), (2.0, "32-true")]
+)
 def test_auto_takes_what_was_faster(machine, bfloat16, taken):
     machine({"avx512_bf16": True}, bfloat16=bfloat16)
     settings = TrainerSettings(learning_rate=1e-3, accelerator="cpu")
@@ -44,6 +46,17 @@ def test_it_is_tried_once(machine):
     assert len(asked) == tried == 2 * precision.ROUNDS
 
 
+def test_where_torch_cannot_tell_it_is_not_tried(machine, monkeypatch):
+    asked = machine({}, bfloat16=0.1)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not precision.bfloat16_pays()
+    assert not asked
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_takes_time(dtype):
-    assert 0 < precision._seconds(dtype) < 60
+def test_the_products_that_are_timed_have_the_type_also_in_mixed_precision(monkeypatch, dtype):
+    given, linear = [], torch.nn.functional.linear
+    monkeypatch.setattr(precision, "linear", lambda *parts: given.append(linear(*parts)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert precision._seconds(dtype) > 0
+    assert [product.dtype for product in given] == [dtype] * 2

@@ -173,9 +173,16 @@ def test_in_float32_one_operation_is_what_several_are(then):
     torch.testing.assert_close(one, mapped(linear, values, then), atol=1e-5, rtol=1e-5)
 
 
-def test_a_map_that_is_trained_has_gradients():
+def test_other_types_take_several_operations():
+    linear, values = torch.nn.Linear(4, 6).double(), torch.randn(3, 4).double()
+    with torch.no_grad():
+        torch.testing.assert_close(mapped(linear, values, "gelu"), torch.nn.functional.gelu(linear(values)))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_map_that_is_trained_has_gradients(mixed):
     linear, values = torch.nn.Linear(4, 6), torch.randn(3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         mapped(linear, values, "gelu").sum().backward()
     assert linear.weight.grad is not None
     assert linear.weight.grad.abs().sum() > 0

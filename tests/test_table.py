@@ -90,17 +90,23 @@ def test_codes_that_lost_their_leading_zeros_are_completed(tmp_path):
 
 def test_codes_that_pandas_wrote_as_decimals_are_whole_numbers(tmp_path):
     frame = pd.DataFrame({"person_id": [1] * 3, "year": [2001, 2002, 2003], "occupation": [22, 243, None]})
-    frame.dropna().to_csv(tmp_path / "panel.csv", index=False)
+    frame = frame.dropna()
+    frame.to_csv(tmp_path / "panel.csv", index=False)
     assert "243.0" in (tmp_path / "panel.csv").read_text()
-    report = Report()
-    careers = read(Table(name="mine", raw=tmp_path / "panel.csv", survey="S"), report)
-    assert careers.table["occupation"].to_list() == ["022", "243"]
-    assert any("22.0 as 22" in note for note in report.notes)
-    settings = {"survey": "S", "scheme": "census2010", "taxonomy": "native"}
-    (tmp_path / "panel.csv").write_text("person_id,year,occupation\n1,2001,10.0\n1,2002,4110.0\n")
+    frame.assign(occupation=[" 22.0", "243"]).to_parquet(tmp_path / "panel.parquet")
+    text = pl.from_pandas(frame.astype(str)).with_columns(pl.col("occupation").cast(pl.Categorical))
+    text.with_columns(pl.col("year").cast(pl.Int64)).write_parquet(tmp_path / "text.parquet")
+    for name in ("panel.csv", "panel.parquet", "text.parquet"):
+        report = Report()
+        careers = read(Table(name="mine", raw=tmp_path / name, survey="S"), report)
+        assert careers.table["occupation"].to_list() == ["022", "243"]
+        assert any("22.0 as 22" in note for note in report.notes)
+    settings = {"survey": "S", "scheme": "census2010", "taxonomy": "native", "columns": {"status": "status"}}
+    lines = "1,2001,10.0,\n1,2002,4110.0,\n1,2003,,in_school"
+    (tmp_path / "panel.csv").write_text(f"person_id,year,occupation,status\n{lines}\n")
     report = Report()
     careers = read(Table(name="mine", raw=tmp_path / "panel.csv", **settings), report)
-    assert careers.table["occupation"].to_list() == ["10", "4110"]
+    assert careers.table["occupation"].to_list() == ["10", "4110", "in_school"]
     assert report.codes == {"found": 2, "carried": 2}
 
 
@@ -109,6 +115,9 @@ def test_a_code_with_a_point_that_the_taxonomy_has_stays(tmp_path):
     (tmp_path / "panel.csv").write_text("person_id,year,occupation\n1,2001,1.0\n1,2002,2.0\n")
     table = Table(name="mine", raw=tmp_path / "panel.csv", survey="S", taxonomy=str(tmp_path / "own.csv"))
     assert read(table).table["occupation"].to_list() == ["1.0", "2"]
+    (tmp_path / "panel.csv").write_text("person_id,year,occupation\n1,2001,3.0\n")
+    with pytest.raises(DataError, match=r"3\.0"):
+        read(table)
 
 
 def test_codes_that_are_lists_are_refused_as_before(tmp_path):

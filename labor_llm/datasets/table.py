@@ -156,7 +156,9 @@ class Table:
         if self.scheme is None:
             report.count("records in the source", table)
             taxonomy = Taxonomy.named(self.taxonomy)
-            table = _with_leading_zeros(_in_whole_numbers(table, report, taxonomy.codes), taxonomy, report)
+            numbers = {code.lstrip("0") or "0" for code in taxonomy.codes}
+            table = _in_whole_numbers(table, report, stay=taxonomy.codes, numbers=numbers)
+            table = _with_leading_zeros(table, taxonomy, report)
             return Careers.validated(table, dataset=dataset, taxonomy=taxonomy, source=source, rows=rows)
         target: Target = "native" if self.taxonomy == "native" else "occ1990dd"
         years = self._years(_in_whole_numbers(table, report), rows)
@@ -181,17 +183,24 @@ class Table:
         return table.with_columns(scheme=scheme, code=code).drop("occupation")
 
 
-def _in_whole_numbers(table: pl.DataFrame, report: Report, codes: Collection[str] = ()) -> pl.DataFrame:
-    """Codes that other programs wrote as decimals because some are missing, 22.0, without; ``codes`` stay."""
-    if table["occupation"].dtype != pl.String:
+def _in_whole_numbers(
+    table: pl.DataFrame, report: Report, stay: Collection[str] = (), numbers: Collection[str] | None = None
+) -> pl.DataFrame:
+    """Codes that other programs wrote as decimals because some are missing, 22.0, without the point.
+
+    Those in ``stay`` stay, and so do those whose whole number is none of ``numbers``, if these are given.
+    """
+    if table["occupation"].dtype not in (pl.String, pl.Categorical, pl.Enum):
         return table
-    occupation = pl.col("occupation").str.strip_chars()
-    decimal = occupation.str.contains(r"^\d+\.0+$") & ~occupation.is_in(list(codes))
+    text = pl.col("occupation").cast(pl.String).str.strip_chars()
+    whole = text.str.split(".").list.first()
+    decimal = text.str.contains(r"^\d+\.0+$") & ~text.is_in(list(stay))
+    if numbers is not None:
+        decimal &= whole.str.replace(r"^0+(\d)", "$1").is_in(list(numbers))
     if not table.select(decimal.any()).item():
         return table
     report.note("occupation codes that were written as decimals were taken as whole numbers: 22.0 as 22")
-    whole = occupation.str.split(".").list.first()
-    return table.with_columns(pl.when(decimal).then(whole).otherwise("occupation").alias("occupation"))
+    return table.with_columns(occupation=pl.when(decimal).then(whole).otherwise(text))
 
 
 def _with_leading_zeros(table: pl.DataFrame, taxonomy: Taxonomy, report: Report) -> pl.DataFrame:

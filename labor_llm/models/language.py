@@ -92,12 +92,11 @@ class LanguageModel(OccupationModel):
         )
         self._module = FineTuning(model, settings, settings.max_epochs * batches.steps, self.seed)
         logger.info(
-            "fine-tuning %s on %d careers: trains %.1f of %.1f million weights, precision %s",
+            "fine-tuning %s on %d careers: trains %.1f of %.1f million weights",
             self.name,
             train.persons,
             sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
             sum(p.numel() for p in model.parameters()) / 1e6,
-            settings.resolved_precision,
         )
         titles = {self._encoder.titles[code] for code in self.choice_set}  # others count in no perplexity
         validation = validation.with_targets(titles)

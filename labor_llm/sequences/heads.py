@@ -24,7 +24,10 @@ def logit_count(choices: int, two_stage: bool) -> int:
 
 
 def choice_log_probs(logits_NK: Tensor, before_N: Tensor, choices: int) -> Tensor:
-    """Log-probabilities in nats of all occupations, (N, J); ``before_N`` is numbered as in ``codes``."""
+    """Log-probabilities in nats of all occupations, (N, J); ``before_N`` is numbered as in ``codes``.
+
+    Logits are taken as they are.
+    """
     if logits_NK.shape[1] == choices:
         return logits_NK.log_softmax(-1)
     rows = can_stay(before_N, choices).nonzero()[:, 0]

@@ -117,9 +117,9 @@ def mapped(linear: nn.Linear, values: Tensor, then: Literal["none", "gelu"] = "n
     Where nothing is trained on a CPU, they are one operation of oneDNN: it rounds once, and neither bias nor GELU
     reads and writes a tensor of its own.
     """
+    compiling = torch.compiler.is_compiling()  # a compiler has its own ways to join them
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
-    one = JOINED.get(dtype, False) and values.device.type == "cpu" and not torch.is_grad_enabled()
-    if not one or torch.compiler.is_compiling():  # a compiler has its own ways to join them
+    if compiling or torch.is_grad_enabled() or values.device.type != "cpu" or not JOINED.get(dtype, False):
         return gelu(linear(values)) if then == "gelu" else linear(values)
     parts = (part.to(dtype) for part in (values, linear.weight, linear.bias))
     result: Tensor = torch.ops.mkldnn._linear_pointwise(*parts, then, [], "none")
