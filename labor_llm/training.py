@@ -28,6 +28,7 @@ from labor_llm.tracking import NoTracker, Tracker
 logger = logging.getLogger(__name__)
 
 PRODUCTS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
+"""Precision -> the type that matrix products are computed in."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
