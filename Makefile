@@ -1,6 +1,6 @@
 # make demo   fine-tune a language model on a real panel and compare it with its rivals (minutes, no network)
 # make test   the test suite           make check  lint, format, types, import contracts
-# make bench-scoring bench-training bench-career bench-prepare bench-gpu   speed and memory: benchmarks/README.md
+# make bench-scoring bench-training bench-pretrained bench-career bench-prepare bench-gpu   speed and memory: benchmarks/README.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,8 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.benchmarks-installed
 
-.PHONY: demo test check format clean bench-install bench-scoring bench-training bench-career bench-prepare bench-gpu
+.PHONY: demo test check format clean bench-install bench-scoring bench-training bench-pretrained bench-career \
+	bench-prepare bench-gpu
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
@@ -36,6 +37,9 @@ bench-scoring: $(BENCH_INSTALLED)
 
 bench-training: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks.training
+
+bench-pretrained: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks.pretrained
 
 bench-prepare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.prepare

@@ -10,12 +10,12 @@ def dropped(values: Tensor, share: float, training: bool) -> Tensor:
         return values
     if values.device.type != "cpu":
         return nn.functional.dropout(values, share)
-    rest: Tensor = values * _kept(values, share)
+    rest: Tensor = values * kept(values, share)
     return rest
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it does not follow bits from one type to another
-def _kept(values: Tensor, share: float) -> Tensor:
+def kept(values: Tensor, share: float) -> Tensor:
     """By what each value is multiplied: zero, or what keeps the mean."""
     numbers = torch.empty(values.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     kept = numbers.view(torch.int16)[: values.numel()].view(values.shape).ge_(round(share * 2**16) - 2**15)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.batches import collate
-from labor_llm.language.loss import summed_nll
+from labor_llm.language.loss import _ProjectedLoss, summed_nll
 from labor_llm.language.tokens import EncodedCareers
 
 STARTS = np.array([0, 9, 30, 37])
@@ -46,8 +46,8 @@ def gradients(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("loss_on", ["all", "titles"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_equals_one_career_at_a_time(architecture, checkpointing, loss_on, monkeypatch):
-    monkeypatch.setattr("labor_llm.language.loss.CHUNK_LOGITS", 300 * 7)
-    monkeypatch.setattr("labor_llm.language.loss.CHUNK_ROWS", 1)
+    monkeypatch.setattr("labor_llm.language.loss.ROWS", 7)
+    monkeypatch.setattr("labor_llm.language.loss.COLUMNS", 64)
     model = small_model(architecture).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -120,3 +120,30 @@ def test_under_autocast_gradients_keep_the_types_of_the_weights():
         mixed.backward()
     torch.testing.assert_close(mixed, one_by_one(model, "all"), atol=0, rtol=2e-2)
     assert {gradient.dtype for gradient in gradients(model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+def test_the_loss_in_tiles_and_its_gradients(spread, monkeypatch):
+    """With a large spread some realized tokens are so improbable that exp overflows without a reference."""
+    monkeypatch.setattr("labor_llm.language.loss.ROWS", 5)
+    monkeypatch.setattr("labor_llm.language.loss.COLUMNS", 16)
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(13, 8, generator=random, dtype=torch.float32).requires_grad_()
+    weight = (spread * torch.randn(50, 8, generator=random)).requires_grad_()
+    targets = torch.randint(0, 50, (13,), generator=random)
+    expected = cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    gradients = torch.autograd.grad(expected, [hidden, weight])
+    found = _ProjectedLoss.apply(hidden, weight, targets)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    for ours, plain in zip(torch.autograd.grad(2 * found, [hidden, weight]), gradients, strict=True):
+        torch.testing.assert_close(ours, 2 * plain, rtol=1e-4, atol=1e-4 * spread)
+
+
+def test_a_sure_token_keeps_its_small_gradient_in_bfloat16():
+    hidden = torch.tensor([[1.0, 0.5]], requires_grad=True)
+    weight = torch.tensor([[12.0, 0.0], [2.0, 1.0], [1.0, -1.0]])
+    targets = torch.tensor([0])
+    (expected,) = torch.autograd.grad(cross_entropy(hidden @ weight.T, targets), hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(_ProjectedLoss.apply(hidden, weight, targets), hidden)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)

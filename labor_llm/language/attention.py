@@ -10,7 +10,7 @@ heads, D numbers of a head.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from labor_llm.errors import RunError
 from labor_llm.language.blocks import block_attention
+from labor_llm.language.layers import fast_layers
 
 ADVICE = "Use another architecture: Llama, Qwen, Mistral, Gemma 1 or 3, GPT-2 or GPT-NeoX."
 PACKED, TREE = "labor_llm_packed", "labor_llm_tree"
@@ -32,14 +33,18 @@ BLOCK_ROWS = 64
 
 
 @contextmanager
-def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let the model's forward passes use the attention of that name; a RunError if its architecture cannot."""
+def attending(model: PreTrainedModel, name: str, fast: bool = True) -> Iterator[None]:
+    """Let the model's forward passes use the attention of that name; a RunError if its architecture cannot.
+
+    ``fast``: other parts of its layers take the fast way of ``labor_llm.language.layers``, too.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise RunError(f"{type(model).__name__} has attention of its own, which cannot be replaced. {ADVICE}")
     try:
-        yield
+        with fast_layers(model) if fast else nullcontext():
+            yield
     finally:
         model.set_attn_implementation(before)
 
@@ -66,12 +71,13 @@ def packed_attention(
     in_blocks = on_cpu and not dropout and (sliding_window is None or max(lengths) <= sliding_window)
     # Under autocast, norms may have left float32; and PyTorch's attention is no faster in bfloat16 on a CPU.
     dtype, groups = torch.float32 if on_cpu and not in_blocks else value.dtype, query.shape[1] // key.shape[1]
-    parts = query.to(dtype), _repeated(key.to(dtype), groups), _repeated(value.to(dtype), groups)
+    parts = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     with torch.autocast(value.device.type, enabled=False):
         if in_blocks:
             q, k, v = (part[0].transpose(0, 1) for part in parts)
             return block_attention(q, k, v, scale, career_starts)[None], None
+        parts = parts[0], _repeated(parts[1], groups), _repeated(parts[2], groups)
         read = [
             scaled_dot_product_attention(
                 q,

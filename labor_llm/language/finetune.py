@@ -131,7 +131,8 @@ def fine_tune(
     module.train()  # a loaded model comes without dropout
     if module.settings.layout == "packed":
         check_packing(module.model, train.encoded)
-    with attending(module.model, PACKED) if module.settings.layout == "packed" else nullcontext():
+    packed, fast = module.settings.layout == "packed", not module.settings.compile
+    with attending(module.model, PACKED, fast) if packed else nullcontext():
         train_to_best(module, train, valid, tracker, folder, progress)
 
 

@@ -1,6 +1,7 @@
 """The training loss: minus the log-probability of all labelled tokens, without ever holding all their logits.
 
-Legend: N labelled tokens, E numbers of a hidden state, V tokens of the vocabulary.
+Legend: N labelled tokens, E numbers of a hidden state, V tokens of the vocabulary, R tokens and C vocabulary
+entries of a tile.
 """
 
 from typing import Any
@@ -12,10 +13,10 @@ from transformers import PreTrainedModel
 
 IGNORED = -100
 """Label of a token that carries no loss."""
-CHUNK_LOGITS, CHUNK_LOGITS_GPU = 2**20, 2**28
-"""Logits of one chunk: in float32 4 megabytes, which a processor's cache holds, or a gigabyte of a GPU."""
-CHUNK_ROWS = 256
-"""Tokens of a chunk at least: every chunk reads the whole projection."""
+ROWS = 1024
+"""Tokens of a tile: every pass over that many reads the whole projection once."""
+COLUMNS = 4096
+"""Vocabulary entries of a tile on a CPU, whose cache holds its logits; a GPU takes the whole vocabulary."""
 
 
 def summed_nll(model: PreTrainedModel, inputs: dict[str, Any], labels_BL: Tensor) -> Tensor:
@@ -50,10 +51,16 @@ def _reshapes_logits(config: Any) -> bool:
 
 
 class _ProjectedLoss(torch.autograd.Function):
-    """Projection onto the vocabulary and cross-entropy, chunk by chunk, gradients included.
+    """Projection onto the vocabulary and cross-entropy, tile by tile, gradients included.
 
-    A chunk's logits become its gradient in place, so nothing is computed twice, no exponential either: three
-    matrix products in all, as without chunks.
+    1. A tile is the logits of some tokens for some vocabulary entries. It becomes exp(logit - reference), where
+       the reference is the logit of the realized token.
+    2. The sums of a token's tiles give its loss. A tile times its part of the projection adds to the gradient of
+       the hidden states. That matrix has E columns instead of V, and is divided by the sums at the end.
+    3. The same tiles, transposed, times the hidden states give the gradient of the projection.
+
+    This takes three matrix products, as many as without tiles. Tiles leave the realized token out: where the model
+    is sure, its probability minus one would be lost to rounding.
     """
 
     @staticmethod
@@ -82,24 +89,78 @@ def _loss_and_gradients(
     hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, of_hidden: bool, of_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     loss = hidden_NE.new_zeros((), dtype=torch.float32)
-    hidden_grad = torch.empty_like(hidden_NE) if of_hidden else None
+    hidden_grad = torch.empty_like(hidden_NE, dtype=torch.float32) if of_hidden else None
     weight_grad = torch.zeros_like(weight_VE, dtype=torch.float32) if of_weight else None
-    logits_at_once = CHUNK_LOGITS if hidden_NE.device.type == "cpu" else CHUNK_LOGITS_GPU
-    chunk = max(CHUNK_ROWS, logits_at_once // len(weight_VE))
-    for start in range(0, len(hidden_NE), chunk):
-        rows = slice(start, start + chunk)
-        logits = (hidden_NE[rows] @ weight_VE.T).float()
-        targets = targets_N[rows, None]
-        highest = logits.amax(-1, keepdim=True)
-        realised = logits.gather(1, targets)
-        shares = logits.sub_(highest).exp_()
-        sums = shares.sum(-1, keepdim=True)  # what the shares are to be divided by; it waits for a smaller matrix
-        loss += (highest + sums.log() - realised).sum()
-        if hidden_grad is None and weight_grad is None:
-            continue
-        slopes = shares.scatter_add_(1, targets, -sums).to(hidden_NE.dtype)
+    tiles = _Tiles(weight_VE, min(ROWS, len(hidden_NE)), kept=of_weight)
+    for start in range(0, len(hidden_NE), ROWS):
+        rows = slice(start, start + ROWS)
+        hidden_RE, targets_R = hidden_NE[rows], targets_N[rows]
+        exact_RE, own_RE = hidden_RE.float(), weight_VE[targets_R].float()
+        realized_R = torch.linalg.vecdot(exact_RE, own_RE)
+        others_R, read_RE = tiles.read(hidden_RE, targets_R, realized_R, of_hidden)
+        own_R = torch.ones_like(others_R)  # exp(realized logit - reference)
+        if not others_R.isfinite().all():  # a realized token is next to impossible
+            highest_R = tiles.highest(hidden_RE)
+            others_R, read_RE = tiles.read(hidden_RE, targets_R, highest_R, of_hidden)
+            own_R = (realized_R - highest_R).exp()
+            loss -= (realized_R - highest_R).sum()
+        sums_R = own_R + others_R
+        loss += sums_R.log().sum()
+        rest_R1 = (others_R / sums_R)[:, None]  # probability of all other tokens
         if hidden_grad is not None:
-            hidden_grad[rows] = (slopes @ weight_VE) / sums
+            hidden_grad[rows] = read_RE / sums_R[:, None] - own_RE * rest_R1
         if weight_grad is not None:
-            weight_grad += slopes.T @ (hidden_NE[rows] / sums).to(hidden_NE.dtype)
+            tiles.add_products((exact_RE / sums_R[:, None]).to(hidden_NE.dtype), weight_grad)
+            weight_grad.index_add_(0, targets_R, exact_RE * -rest_R1)
     return loss, hidden_grad, weight_grad
+
+
+class _Tiles:
+    """The logits of some tokens, vocabulary entries side by side, in memory that the next tokens use again."""
+
+    def __init__(self, weight_VE: Tensor, rows: int, kept: bool) -> None:
+        """``kept``: every tile stays for ``add_products``, instead of one at a time."""
+        columns = COLUMNS if weight_VE.device.type == "cpu" else len(weight_VE)
+        self.weights_CE, self.kept = weight_VE.split(columns), kept
+        self._space = weight_VE.new_empty(len(self.weights_CE) if kept else 1, rows * columns)
+        self._exact = self._space.new_empty(rows * columns, dtype=torch.float32)
+        self.tiles_RC: list[Tensor] = []
+
+    def read(
+        self, hidden_RE: Tensor, targets_R: Tensor, reference_R: Tensor, of_hidden: bool
+    ) -> tuple[Tensor, Tensor]:
+        """exp(logit - reference), zero for the target: its sums (R,), and its products with the weights (R, E)."""
+        sums_R = torch.zeros_like(reference_R)
+        read_RE = torch.zeros_like(hidden_RE, dtype=torch.float32)
+        self.tiles_RC, first = [], 0
+        for weight_CE in self.weights_CE:
+            tile_RC = self._logits(hidden_RE, weight_CE)
+            exact_RC = self._exact[: tile_RC.numel()].view(tile_RC.shape).copy_(tile_RC)
+            exact_RC.sub_(reference_R[:, None]).exp_()
+            rows = ((targets_R >= first) & (targets_R < first + len(weight_CE))).nonzero()[:, 0]
+            exact_RC[rows, targets_R[rows] - first] = 0
+            sums_R += exact_RC.sum(-1)
+            if of_hidden or self.kept:
+                self.tiles_RC.append(tile_RC.copy_(exact_RC))
+            if of_hidden:
+                read_RE += tile_RC @ weight_CE
+            first += len(weight_CE)
+        return sums_R, read_RE
+
+    def highest(self, hidden_RE: Tensor) -> Tensor:
+        """The highest logit of every token, (R,), in float32."""
+        self.tiles_RC = []
+        highest = [self._logits(hidden_RE, weight_CE).amax(-1) for weight_CE in self.weights_CE]
+        return torch.stack(highest).amax(0).float()
+
+    def add_products(self, hidden_RE: Tensor, weight_grad_VE: Tensor) -> None:
+        """Add the tiles, transposed, times the hidden states to a gradient of the weights."""
+        grads_CE = weight_grad_VE.split(len(self.weights_CE[0]))
+        for grad_CE, tile_RC in zip(grads_CE, self.tiles_RC, strict=True):
+            grad_CE.add_(tile_RC.T @ hidden_RE)
+
+    def _logits(self, hidden_RE: Tensor, weight_CE: Tensor) -> Tensor:
+        place = len(self.tiles_RC) if self.kept else 0
+        shape = len(hidden_RE), len(weight_CE)
+        tile_RC = self._space[place, : shape[0] * shape[1]].view(shape)
+        return torch.mm(hidden_RE, weight_CE.T, out=tile_RC)

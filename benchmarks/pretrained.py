@@ -1,0 +1,255 @@
+"""Training and scoring at the size of a small pretrained model, SmolLM2's, compared with the usual ways.
+
+    python -m benchmarks.pretrained [--toy] [--steps 8] [--out benchmarks/results/pretrained-cpu.json]
+
+The weights are random: speed does not depend on them. All systems read the same generated careers, which are as
+long as those of the NLSY97, and take the same number of optimizer steps in the same precision.
+"""
+
+import argparse
+import gc
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.llama import llama3_tokenizer
+from benchmarks.machine import default_result, peak_rss_gib, seconds, versions, write_result
+from benchmarks.panel import generated_panel
+from benchmarks.scoring_engine import Engine, exact_flops, prompts
+from benchmarks.scoring_rivals import lm_eval_rival
+from benchmarks.training import panel_facts, training_flops
+from benchmarks.training_ours import encode, train_ours
+from benchmarks.training_rivals import Recipe, has_trl, train_padded, train_trl
+from labor_llm.careers import Careers
+from labor_llm.language.adapters import Lora
+from labor_llm.language.backbones import HubBackbone
+from labor_llm.language.batches import ScoringBatches
+from labor_llm.language.tokens import CareerEncoder, EncodedCareers
+from labor_llm.precision import bfloat16_pays
+from labor_llm.templates import ResumeTemplate, Titles
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "initializer_range": 1 / 24,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": 1,
+}
+"""config.json of https://huggingface.co/HuggingFaceTB/SmolLM2-135M, with the special tokens that are made here."""
+TOY = SMOLLM2_135M | {
+    "vocab_size": 1024,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
+OURS, LORA, PADDED, TRL = "labor_llm", "labor_llm_lora", "trainer_padded", "trl_packing"
+WARM_UP = 2
+"""Optimizer steps of every training that are not timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is computed."""
+
+    config: dict[str, Any]
+    steps: int
+    records: tuple[int, int]
+    """Fewest and most of a career."""
+    careers_per_step: int = 8
+    row_tokens: int = 1024
+    scored: int = 2
+    """Careers whose records are all scored, one at a time."""
+    rival_batch: int = 16
+    """Titles of a batch of lm-evaluation-harness."""
+
+
+def size_of(toy: bool, steps: int) -> Size:
+    """The real size, or one of seconds."""
+    return Size(config=TOY, steps=3, records=(4, 8), scored=1) if toy else Size(
+        config=SMOLLM2_135M, steps=steps, records=(26, 42)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Material:
+    """Careers, tokenized once for all systems."""
+
+    careers: Careers
+    tokenizer: PreTrainedTokenizerBase
+    train: EncodedCareers
+
+    @classmethod
+    def of(cls, size: Size) -> "Material":
+        """As many careers as the steps read, and a tokenizer made from them."""
+        careers = generated_panel(size.steps * size.careers_per_step, 0, *size.records)
+        texts = ResumeTemplate().texts(careers, Titles())
+        tokenizer = llama3_tokenizer(texts, min(4096, size.config["vocab_size"]))
+        return cls(careers, tokenizer, encode(tokenizer, careers))
+
+
+def random_model(size: Size, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The architecture with random weights, the same each time."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**size.config)).to(dtype)
+
+
+def adapted_model(size: Size, dtype: torch.dtype) -> PreTrainedModel:
+    """The same, frozen, with the adapter of ``adapter=lora``."""
+    return Lora().apply(random_model(size, dtype), HubBackbone(name="random", path="."))
+
+
+def product_rate(model: nn.Module, tokens: int, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of the model's own matrix products, forward and both gradients, each the best of several trials.
+
+    Every shape of the model's linear layers counts as often as it occurs. So 1.0 is the most that training on
+    passes of so many tokens can reach.
+    """
+    shapes = [tuple(part.weight.shape) for part in model.modules() if isinstance(part, nn.Linear)]
+    flops, needed = 0.0, 0.0
+    for shape in set(shapes):
+        outputs, inputs = shape
+        x, weight = torch.randn(tokens, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+        grad = torch.randn(tokens, outputs).to(dtype)
+        products = (
+            partial(torch.mm, x, weight.T),
+            partial(torch.mm, grad, weight),
+            partial(torch.mm, grad.T, x),
+        )
+        for product in products:
+            product()
+            needed += shapes.count(shape) * min(seconds(product) for _ in range(repeats))
+            flops += shapes.count(shape) * 2 * tokens * outputs * inputs
+    return flops / needed
+
+
+def trainings(size: Size, material: Material) -> dict[str, dict[str, Any]]:
+    """Supervised tokens per second of every system after the warm-up, one after the other in this process."""
+    bf16 = bfloat16_pays()
+    base = torch.bfloat16 if bf16 else torch.float32
+    rate = product_rate(random_model(size), int(material.train.lengths.mean()) * size.careers_per_step, base)
+    recipe = Recipe(
+        learning_rate=1e-4,
+        careers_per_step=size.careers_per_step,
+        careers_per_pass=size.careers_per_step,
+        epochs=1,
+        row_tokens=size.row_tokens,
+        bf16=bf16,
+        seed=0,
+    )
+    systems = {
+        OURS: (partial(random_model, size), train_ours),
+        LORA: (partial(adapted_model, size, base), train_ours),
+        PADDED: (partial(random_model, size), train_padded),
+    } | ({TRL: (partial(random_model, size), train_trl)} if has_trl() else {})
+    results = {}
+    for name, (make, train) in systems.items():
+        model = make().train()
+        flops = training_flops(model, material.train.lengths) / float((material.train.lengths - 1).sum())
+        clock = train(model, material.train, material.tokenizer, recipe)
+        speed = clock.rate(WARM_UP)
+        results[name] = {
+            "tokens_per_second": speed,
+            "share_of_matmul_rate": speed * flops / rate,
+            "flops_per_token": flops,
+            "seconds_of_steps": clock.seconds,
+            "tokens_of_steps": clock.tokens,
+        }
+        logger.info("%s: %.0f supervised tokens/s, %.0f%% of the rate of products", name, speed,
+                    100 * speed * flops / rate)  # fmt: skip
+        if name == OURS:
+            results[name]["peak_rss_gib"] = peak_rss_gib()
+        del model, clock
+        gc.collect()
+    return {"systems": results, "matmul_flops_per_second": rate, "precision": "bf16" if bf16 else "float32"}
+
+
+def scoring(size: Size, material: Material) -> dict[str, Any]:
+    """Seconds per record to score all titles, in float32: exactly, and by lm-evaluation-harness on one record."""
+    model = random_model(size).eval()
+    encoder = CareerEncoder(material.tokenizer, ResumeTemplate(), Titles(), material.careers.taxonomy)
+    titles = [encoder.titles[code] for code in material.careers.taxonomy.codes]
+    engine, harness = Engine(model, titles), lm_eval_rival(model, material.tokenizer, size.rival_batch)
+    persons = material.careers.table["person_id"].unique(maintain_order=True)[: size.scored]
+    shares, ours = [], []
+    for person in persons:
+        encoded = encoder.encode(material.careers.select_persons([person]))
+        career = ScoringBatches(encoded, np.zeros(len(encoded.prompt_ends), dtype=np.int64), 10**9)[0]["careers"]
+        rate = product_rate(model, 2048, torch.float32)
+        engine.score(career.few())
+        spent = seconds(lambda career=career: engine.score(career))
+        ours.append(spent / len(career.prompt_ends_Q))
+        shares.append(exact_flops(model, engine.trie, career.prompt_ends_Q) / spent / rate)
+        logger.info("exact: %.2f s a record, %.0f%% of the rate of products", ours[-1], 100 * shares[-1])
+    middle = len(career.prompt_ends_Q) // 2
+    theirs: list[torch.Tensor] = []
+    lm_eval = seconds(lambda: theirs.append(harness([prompts(career)[middle]], titles)))
+    difference = (engine.score(career).raw_QJ[middle] - theirs[0][0]).abs().max()
+    return {
+        "exact_share_of_matmul_rate": statistics.median(shares),
+        "exact_vs_lm_eval": lm_eval / statistics.median(ours),
+        "exact_seconds_per_record": ours,
+        "lm_eval_seconds_per_record": lm_eval,
+        "lm_eval_batch_size": size.rival_batch,
+        "max_abs_diff_nats": float(difference),
+        "titles": len(titles),
+        "titles_mean_tokens": float(np.mean([len(title) for title in titles])),
+        "inner_nodes": engine.trie.nodes,
+    }
+
+
+def benchmark(size: Size) -> dict[str, Any]:
+    """Train, score, and put it together."""
+    material = Material.of(size)
+    training = trainings(size, material)
+    speed = {name: each["tokens_per_second"] for name, each in training["systems"].items()}
+    return {
+        "train_tokens_per_second": speed[OURS],
+        "train_share_of_matmul_rate": training["systems"][OURS]["share_of_matmul_rate"],
+        "train_vs_trainer_padded": speed[OURS] / speed[PADDED],
+        "train_vs_trl_packing": speed[OURS] / speed[TRL] if TRL in speed else None,
+        "lora_vs_full": speed[LORA] / speed[OURS],
+        "train_peak_rss_gib": training["systems"][OURS]["peak_rss_gib"],
+        "training": training,
+        "scoring": (scored := scoring(size, material)),
+        **{key: scored[key] for key in ("exact_share_of_matmul_rate", "exact_vs_lm_eval")},
+        "panel": panel_facts(material.train),
+        "weights": sum(weight.numel() for weight in random_model(size).parameters()),
+        "versions": versions("torch", "transformers", "peft", "trl", "lm_eval", "pytorch-lightning"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.pretrained", description=__doc__.splitlines()[0])
+    parser.add_argument("--toy", action="store_true", help="sizes that take seconds, for tests")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of every training")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/pretrained-cpu.json")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = options.out or default_result("pretrained-cpu.json", options.toy)
+    write_result(out, benchmark(size_of(options.toy, options.steps)) | {"toy": options.toy})
+
+
+if __name__ == "__main__":
+    main()
