@@ -109,21 +109,28 @@ class _AdaptedProduct(torch.autograd.Function):
         weights, downs, ups = (parts[place::3] for place in range(3))
         rows = x.reshape(-1, x.shape[-1])
         down = torch.cat([down for down in downs if down is not None]).to(x.dtype)
-        read = _kept(rows, mask) @ down.T
+        kept_rows = rows if mask is None else rows * mask.view(rows.shape)
+        read = kept_rows @ down.T
         wide, ctx.places = _widened(weights, ups, scales, x.dtype)
-        ctx.save_for_backward(rows, mask, read, down, wide)
+        ctx.save_for_backward(kept_rows, mask, read, down, wide)
         ctx.scales = scales
         out = linear(torch.cat([rows, read], dim=1), wide, None if bias is None else bias.to(x.dtype))
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        rows, mask, read, down, wide = ctx.saved_tensors
-        grad = grads[0].reshape(len(rows), -1)
-        to_x, to_read = (grad @ wide).split([rows.shape[1], read.shape[1]], dim=1)
-        to_read = to_read.contiguous()
-        to_down = (to_read.T @ _kept(rows, mask)).float()
-        to_x = to_x + _kept(to_read @ down, mask)
+        kept_rows, mask, read, down, wide = ctx.saved_tensors
+        grad, inputs = grads[0].reshape(len(read), -1), kept_rows.shape[1]
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x, to_read = (grad @ wide).split([inputs, read.shape[1]], dim=1)
+            to_read = to_read.contiguous()
+            to_kept = to_read @ down
+            to_x = to_x + to_kept if mask is None else torch.addcmul(to_x, to_kept, mask.view(to_kept.shape))
+            to_x = to_x.view(*grads[0].shape[:-1], -1)
+        else:
+            to_read = grad @ wide[:, inputs:]
+        to_down = (to_read.T @ kept_rows).float()
         to_parts: list[Tensor | None] = []
         for place, scale in zip(ctx.places, ctx.scales, strict=True):
             if place is None:
@@ -131,12 +138,7 @@ class _AdaptedProduct(torch.autograd.Function):
                 continue
             outputs, ranks = place
             to_parts += [None, to_down[ranks], (grad[:, outputs].T @ read[:, ranks]).float() * scale]
-        return to_x.view(*grads[0].shape[:-1], -1), None, None, None, *to_parts
-
-
-def _kept(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """What dropout leaves of them."""
-    return rows if mask is None else rows * mask.view(rows.shape)
+        return to_x, None, None, None, *to_parts
 
 
 def _widened(
