@@ -69,6 +69,21 @@ def test_gpu_benchmark_measures_every_part(gpu):
         assert gpu["parts"][f"{model}/score/rival"]["seconds_per_record"] > 0
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> dict:
+    """The benchmark at a pretrained model's size, at toy size."""
+    pytest.importorskip("lm_eval")
+    return run("pretrained", tmp_path_factory.mktemp("pretrained") / "result.json")
+
+
+def test_a_pretrained_models_benchmark_reports_its_headlines(pretrained):
+    shares = ("train_share_of_matmul_rate", "exact_share_of_matmul_rate")
+    assert all(0 < pretrained[key] < 1 for key in shares)
+    assert all(pretrained[key] > 0 for key in ("train_vs_trainer_padded", "lora_vs_full", "exact_vs_lm_eval"))
+    assert pretrained["scoring"]["max_abs_diff_nats"] < 1e-3
+    assert len({sum(system["tokens_of_steps"]) for system in pretrained["training"]["systems"].values()}) == 1
+
+
 WITHOUT = """
 import importlib.machinery, runpy, sys
 absent, real = set(sys.argv.pop(1).split(",")), importlib.machinery.PathFinder.find_spec
