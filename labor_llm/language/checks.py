@@ -49,9 +49,9 @@ def check_packing(model: PreTrainedModel, encoded: EncodedCareers) -> None:
             packed_T, _ = _token_log_probs(exact, encoded, careers, "packed")
     if not bool(((packed_T - plain_T).abs() <= allowed_T).all()):
         raise RunError(
-            f"{type(model).__name__} gives careers in one row a loss of {-float(packed_T.sum()):.4f} nats where it "
-            f"gives them {-float(plain_T.sum()):.4f} one by one{_by_probe(model, exact)}: it does not keep them "
-            "apart. Use trainer.layout=padded."
+            f"{type(model).__name__} gives careers in one row a loss of {-float(packed_T.sum()):.4f} nats where "
+            f"it gives them {-float(plain_T.sum()):.4f} one by one{_by_probe(model, exact)}: it does not keep "
+            "them apart. Use trainer.layout=padded."
         )
 
 
@@ -167,8 +167,8 @@ def _note_rounding(model: PreTrainedModel, titles: list[_Scored]) -> None:
     worst = max(titles, key=lambda scored: scored.rounding)
     logger.log(
         logging.WARNING if worst.rounding > MUCH_ROUNDING else logging.DEBUG,
-        "rounding moves the log-probability of a title by up to %.2f nats a token (%.2f or %.2f nats in all by two "
-        "ways that agree in float32): %s computes in bfloat16. trainer.precision=32-true avoids it",
+        "rounding moves the log-probability of a title by up to %.2f nats a token (%.2f or %.2f nats in all by "
+        "two ways that agree in float32): %s computes in bfloat16. trainer.precision=32-true avoids it",
         worst.rounding,
         worst.ours,
         worst.plain,
