@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CHOICES, SMALL, TEST, TRAIN, VALID, bpe_tokenizer, chain_panel, small_model
 from gguf_files import write_gguf
+from hydra import compose, initialize_config_dir
 from test_finetune import hub_model
 from tokenizers import Tokenizer
 from transformers import (
@@ -19,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from labor_llm.build import build
+from labor_llm.configs import check_overrides, conf_folder
 from labor_llm.errors import ConfigError
 from labor_llm.language.adapters import Frozen, Lora
 from labor_llm.language.backbones import AutoConfig, HubBackbone
@@ -292,6 +295,66 @@ def test_gpt2_keeps_its_own_dropout_unless_it_is_set(gpt2_folder):
     assert loaded(backbone(gpt2_folder)).transformer.drop.p == 0.1
     set_ = loaded(backbone(gpt2_folder, dropout=0.3))
     assert (set_.transformer.drop.p, set_.config.resid_pdrop, set_.config.attn_pdrop) == (0.3, 0.3, 0.0)
+
+
+SHIPPED = sorted(path.stem for path in (conf_folder() / "backbone").glob("*.yaml"))
+SWEEPS = (
+    "smollm2_135m,smollm2_360m,smollm2_1_7b",
+    "qwen3_0_6b,qwen3_1_7b,qwen3_4b,qwen3_8b",
+    "llama3_2_1b,llama3_2_3b,llama3_1_8b",
+    "llama2_7b,llama2_13b",
+    "gpt2,gpt2_medium,gpt2_large,gpt2_xl",
+    "pythia_70m,pythia_160m,pythia_410m,pythia_1b,pythia_1_4b",
+)
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("run", list(overrides))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_backbone_is_built_and_its_settings_can_be_overridden(name):
+    own = ["backbone.path=here"] if name == "hf" else []
+    built = build(composed(f"backbone={name}", *own), ["backbone"])["backbone"]
+    assert built.name == ("ft_7b_NLSY79_with_birth_year_ckpt_3" if name == "labor_llm" else name)
+    if isinstance(built, HubBackbone):
+        check_overrides("run", [f"backbone={name}", "backbone.revision=main", "backbone.dropout=0.1"], False)
+        again = build(composed(f"backbone={name}", *own, "backbone.pretrained=false"), ["backbone"])["backbone"]
+        assert (built.pretrained, again.pretrained) == (True, False)
+
+
+def test_families_are_sweeps_over_sizes():
+    for sweep in SWEEPS:
+        check_overrides("run", [f"backbone={sweep}"], True)
+    paths = [
+        build(composed(f"backbone={name}"), ["backbone"])["backbone"].path for name in ",".join(SWEEPS).split(",")
+    ]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize("experiment", ["labor_llm", "labor_llm_numeric"])
+def test_the_authors_checkpoints_are_read_with_the_text_they_were_trained_on(experiment, checkpoints):
+    numeric = experiment.endswith("numeric")
+    name = "ft_7b_NLSY79_numeric_ckpt_bo5" if numeric else "ft_7b_NLSY79_with_birth_year_ckpt_3"
+    local = [f"backbone.path={checkpoints}", f"backbone.subfolder={name}", "trainer.accelerator=cpu"]
+    model = build(composed(f"experiment={experiment}", *local), ["model"])["model"]
+    assert (model.adapter.name, model.label.name, model.template.birth_year) == (
+        "frozen",
+        "code" if numeric else "title",
+        True,
+    )
+    assert model.name == f"{name}-{model.label.name}"
+    assert np.isfinite(model.fit(TRAIN, VALID, CHOICES).log_probs(FEW)).all()
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_the_papers_main_models_are_fully_fine_tuned_llama_2(size):
+    parts = build(composed(f"experiment=ft_{size}", "trainer.accelerator=cpu"), ["model"])
+    model = parts["model"]
+    assert (model.backbone.name, model.adapter.name, model.trainer.max_epochs) == (f"llama2_{size}", "none", 3)
+    assert model.trainer.learning_rate == 1e-5
+    assert model.template.birth_year
 
 
 @pytest.mark.slow
