@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 demo-pretrained: $(INSTALLED) $(SMOLLM2)
 	$(BIN)/labor-llm run
 	$(BIN)/labor-llm run backbone=smollm2_gguf adapter=frozen prompt=titles
-	$(BIN)/labor-llm run backbone=smollm2_gguf adapter=lora trainer.max_epochs=2
+	$(BIN)/labor-llm run backbone=smollm2_gguf adapter=lora adapter.learning_rate=1e-3 trainer.max_epochs=2
 	$(BIN)/labor-llm compare outputs/wage_panel
 
 smollm2: $(SMOLLM2)
