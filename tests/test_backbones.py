@@ -33,11 +33,16 @@ def test_dropout_reaches_the_embeddings_and_both_parts_of_every_layer():
     tokenizer = PLAIN.tokenizer(TEXTS)
     model = replace(PLAIN, dropout=0.5).model(tokenizer, torch.float32).train()
     shares = {}
+
+    def count(name: str, values) -> None:
+        values = values[0] if isinstance(values, tuple) else values
+        shares[name] = float((values == 0).float().mean())
+
+    first = model.model.layers[0].input_layernorm
+    first.register_forward_pre_hook(lambda _, args: count("embeddings", args[0]))
     for name, module in model.named_modules():
-        if name.endswith(("embed_tokens", "o_proj", "down_proj")):
-            module.register_forward_hook(
-                lambda _, __, output, name=name: shares.update({name: float((output == 0).float().mean())})
-            )
+        if name.endswith(("self_attn", "mlp")):
+            module.register_forward_hook(lambda _, __, output, name=name: count(name, output))
     model(torch.tensor([tokenizer(TEXTS[0])["input_ids"]]))
     assert len(shares) == 1 + 2 * PLAIN.layers
     assert all(0.4 < share < 0.6 for share in shares.values())

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
@@ -16,12 +16,14 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
-from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -29,9 +31,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from labor_llm.dropout import Dropout
 from labor_llm.errors import ConfigError
+from labor_llm.language.model_files import ModelFiles
 from labor_llm.language.phrases import with_phrases
+from labor_llm.language.residual_dropout import add_dropout, configure_dropout
 
 SETTINGS = ConfigDict(extra="forbid")
 BOS, PAD = "<|begin|>", "<|pad|>"
@@ -135,34 +138,42 @@ class ScratchBackbone(Backbone):
         with torch.no_grad():
             for part in added:  # so that a token is not drowned in what random layers add to it
                 part.weight.mul_(FIRST_ADDED)
-        for part in (model.model.embed_tokens, *added) if self.dropout else ():  # Llama has none of its own
-            part.add_module("dropout", Dropout(self.dropout))
-            part.register_forward_hook(_dropped_output)
+        if self.dropout:
+            add_dropout(model, self.dropout)
         return model.to(dtype)
-
-
-def _dropped_output(part: Any, _: Any, output: Tensor) -> Tensor:
-    """A hook: what a layer gives, through its dropout."""
-    dropped: Tensor = part.dropout(output)
-    return dropped
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class HubBackbone(Backbone):
-    """Any causal language model by Hugging Face name or folder; safetensors only, no code from the hub."""
+    """Any causal language model by Hugging Face name, folder or GGUF file; no code from the hub is run."""
 
     name: str
     path: str
-    """A name on the hub, such as ``openai-community/gpt2``, or a folder on this machine."""
+    """A name on the hub such as ``openai-community/gpt2``, or a folder or a GGUF file on this machine."""
+    subfolder: str | None = None
+    """Where the model lies within its repository or folder, such as ``ckpt_3``."""
     revision: str | None = None
+    gguf_file: str | None = None
+    """The GGUF file in a folder or repository; its weights are dequantized."""
+    weights: Literal["safetensors", "pickle"] = "safetensors"
+    """pickle: ``pytorch_model*.bin``, of which PyTorch then reads weights only."""
+    pretrained: bool = True
+    """False: the same architecture and tokenizer with random weights, to learn what pretraining is worth."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Of the embeddings and of what each layer adds to them, while training; None: as the model is configured."""
     attention: str = "sdpa"
     learning_rate: float = Field(default=2e-5, gt=0)
-    pretrained: bool = True
+    fetch: str | None = None
+    """The command that fetches the files, for the message if they are missing."""
+
+    def __post_init__(self) -> None:
+        if self.gguf_file and self.path.endswith(".gguf"):
+            raise ValueError(f"path names a GGUF file already; leave out gguf_file={self.gguf_file}")
 
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        self._prepare()
+        files = self._checked_files()
         try:
-            return AutoTokenizer.from_pretrained(self._source, revision=self.revision, use_fast=True)
+            return AutoTokenizer.from_pretrained(files.folder, use_fast=True, **files.arguments)
         except (OSError, ValueError) as error:
             raise self._not_loaded("tokenizer", error) from error
 
@@ -172,18 +183,20 @@ class HubBackbone(Backbone):
         dtype: torch.dtype,
         quantization: QuantizationConfigMixin | None = None,
     ) -> PreTrainedModel:
-        self._prepare()
+        files = self._checked_files()
+        self._check_quantization(files, quantization)
+        given = {"dtype": dtype, "attn_implementation": self.attention}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self._source,
-                revision=self.revision,
-                dtype=dtype,
-                attn_implementation=self.attention,
-                quantization_config=quantization,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError) as error:
+            if self.dropout is not None or not self.pretrained:
+                given["config"] = self._config(files)
+            if self.pretrained:
+                model = self._loaded(files, quantization, given)
+            else:  # new weights, from PyTorch's generator, which a run seeds
+                model = AutoModelForCausalLM.from_config(trust_remote_code=False, **given)
+        except (OSError, ValueError, UnpicklingError) as error:
             raise self._not_loaded("model", error) from error
+        if self.dropout is not None:
+            add_dropout(model, self.dropout)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # it was given tokens of its own
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return model
@@ -191,19 +204,42 @@ class HubBackbone(Backbone):
     def at(self, revision: str | None) -> "HubBackbone":
         return replace(self, revision=self.revision or revision)
 
-    def _prepare(self) -> None:
-        """Refuse a folder that is not there, which the hub would take for a name; and keep the hub quiet."""
-        if self.path.startswith(("/", ".", "~")) and not Path(self._source).is_dir():
-            raise ConfigError(f"backbone.path: there is no folder {self.path!r} on this machine.")
+    def _checked_files(self) -> ModelFiles:
+        """Where the model's files are, checked as far as they are on this machine; and the hub kept quiet."""
+        files = ModelFiles(self.path, self.subfolder, self.revision, self.gguf_file, self.fetch)
+        files.check()
         transformers_logging.disable_progress_bar()
         hub_logging.set_verbosity_error()
+        return files
 
-    @property
-    def _source(self) -> str:
-        return str(Path(self.path).expanduser())
+    def _config(self, files: ModelFiles) -> PretrainedConfig:
+        config = AutoConfig.from_pretrained(files.folder, **files.arguments)
+        if self.dropout is not None:
+            configure_dropout(config, self.dropout)
+        return config
+
+    def _loaded(
+        self, files: ModelFiles, quantization: QuantizationConfigMixin | None, given: dict[str, Any]
+    ) -> PreTrainedModel:
+        if files.gguf:  # dequantized, it is a model as any other
+            given |= {"quantization_config": GgufConfig(dequantize=True)}
+        else:
+            given |= {"quantization_config": quantization, "use_safetensors": self.weights == "safetensors"}
+        return AutoModelForCausalLM.from_pretrained(files.folder, weights_only=True, **files.arguments, **given)
+
+    def _check_quantization(self, files: ModelFiles, quantization: QuantizationConfigMixin | None) -> None:
+        if quantization is not None and not self.pretrained:
+            raise ConfigError("backbone.pretrained=false: random weights are not quantized; use adapter=none")
+        if quantization is not None and files.gguf:
+            raise ConfigError(f"adapter=qlora does not quantize GGUF files such as {files.gguf}; use adapter=lora")
 
     def _not_loaded(self, part: str, error: Exception) -> ConfigError:
         reason = str(error).strip().splitlines()[0]
+        if part == "model" and self.weights == "safetensors" and "safetensors" in str(error):
+            return ConfigError(
+                f"backbone.weights: {self.path!r} could not be loaded from safetensors ({reason}). If it has "
+                "pytorch_model*.bin, backbone.weights=pickle reads the weights in it and runs no code."
+            )
         return ConfigError(
             f"backbone.path: the {part} of {self.path!r} could not be loaded ({reason}). Without internet, copy "
             "the model's folder (config.json, tokenizer.json, *.safetensors) to this machine and set "
