@@ -22,13 +22,15 @@ from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
 from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
-from labor_llm.splits import Splits
+from labor_llm.splits import Split, Splits
 from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)
 
 DECISIVE = ("dataset", "model", "predict", "keep_distribution", "known_until", "seed")
 """The parts of a config on which a run's results depend, but for the following keys."""
+SAMPLES = ("train_persons", "valid_persons", "test_persons")
+"""Keys that decide only where they are set: runs from before there were samples keep their hash."""
 INDIFFERENT = (
     "dataset.raw",
     *(
@@ -57,11 +59,19 @@ def run(cfg: DictConfig) -> float | None:
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
             splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
+            chosen = getattr(splits, cfg.predict)
+            predicted = _sample(dataset.split, chosen, cfg.predict, "test_persons", config)
+            splits = replace(
+                splits,
+                train=_sample(dataset.split, splits.train, "train", "train_persons", config),
+                valid=_sample(dataset.split, splits.valid, "valid", "valid_persons", config),
+            )
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
             if _needs_language(model, config, folder):
                 model.fitted = _run_of_language(config, careers)
             seconds = _fit_or_load(model, splits, folder, workspace)
-            _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
+            facts = {"training_persons": splits.train.persons, "seconds": seconds}
+            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return _perplexity(folder)
 
@@ -114,7 +124,7 @@ def score(cfg: DictConfig) -> float | None:
         if "scoring" not in config["model"]:
             raise ConfigError(f"scoring says how language models are scored; {config['name']} is none.")
         config["model"]["scoring"] = _plain(cfg)["scoring"]
-    config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
+    config |= {key: cfg[key] for key in ("predict", "test_persons", "keep_distribution")} | {"fitted": str(fitted)}
     config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
     merged = OmegaConf.create(config)
     where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
@@ -130,11 +140,14 @@ def score(cfg: DictConfig) -> float | None:
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
     else:
-        chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
+        split = parts["dataset"].split
+        chosen = careers if cfg.predict == "all" else getattr(split(careers), cfg.predict)
         with run_folder.held(folder), _tracked(JsonLines().start(folder, config)) as tracker:
+            predicted = _sample(split, chosen, cfg.predict, "test_persons", config)
             model = parts["model"].load(fitted / run_folder.MODEL)
             workspace = Workspace(None, tracker, True, _tokens(config, careers))
-            _evaluate(model, chosen, config, folder, workspace, {})
+            facts = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
+            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
     return _perplexity(folder)
 
 
@@ -165,15 +178,20 @@ def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, workspace
 def _evaluate(
     model: OccupationModel,
     careers: Careers,
+    persons: int,
     config: Mapping[str, Any],
     folder: Path,
     workspace: Workspace,
-    seconds: dict[str, float],
+    facts: dict[str, Any],
 ) -> None:
-    """Predict, evaluate, write the results, and mark the run as complete."""
+    """Predict, evaluate, write the results, and mark the run as complete.
+
+    ``persons``: how many there are in the part of which the careers may be a sample. ``facts``: what is known of
+    the fit, for metrics.json.
+    """
     started = time.perf_counter()
     probabilities = model.predict(careers, workspace)
-    seconds["score"] = time.perf_counter() - started
+    facts["seconds"]["score"] = time.perf_counter() - started
     predictions = Predictions.of(careers, model.choice_set, probabilities, config["keep_distribution"])
     del probabilities  # gigabytes of a large panel, and the table has its own
     predictions.write(folder / run_folder.PREDICTIONS)
@@ -184,11 +202,14 @@ def _evaluate(
     bound = predictions.table["error_bound"].max()
     if bound is not None:
         logger.info("pruned: no probability is further than %.2g from the exact one", bound)
-    results = evaluation.to_dict() | {"error_bound": bound, "persons_seen_in_training": seen, "seconds": seconds}
+    results = evaluation.to_dict() | {"error_bound": bound, "persons_seen_in_training": seen} | facts
     run_folder.write_atomically(folder / run_folder.METRICS, json.dumps(results, indent=1))
     workspace.tracker.summarize(evaluation.scalars(config["predict"]))
     (folder / run_folder.MARKER).touch()
-    logger.info("%s: %s", config["name"], evaluation)
+    of = (
+        f", on {careers.persons:,} of {persons:,} {config['predict']} persons" if careers.persons < persons else ""
+    )
+    logger.info("%s: %s%s", config["name"], evaluation, of)
     logger.info("results: %s", folder)
 
 
@@ -216,6 +237,12 @@ def _check(cfg: DictConfig, parts: tuple[str, ...]) -> None:
     until = cfg.get("known_until")
     if until is not None and not (isinstance(until, int) and YEARS[0] <= until <= YEARS[1]):
         problems.append(f"known_until must be null or a calendar year, got {until!r}")
+    for key in SAMPLES:
+        persons = cfg.get(key)
+        if persons is not None and (type(persons) is not int or persons < 1):
+            problems.append(
+                f"{key} must be null for all persons, or a whole number of at least 1, got {persons!r}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -240,6 +267,20 @@ def _nonempty(splits: Splits, predict: str) -> Splits:
     return splits
 
 
+def _sample(split: Split, careers: Careers, part: str, key: str, config: Mapping[str, Any]) -> Careers:
+    """The first persons of a part by the split's hash, as many as the setting ``key`` says; all if it is null."""
+    persons = config.get(key)
+    if persons is None:
+        return careers
+    if persons > careers.persons:
+        raise DataError(
+            f"{key}={persons}: the part {part!r} of dataset {careers.dataset!r} has {careers.persons} persons. "
+            f"Name at most {careers.persons}, or null for all of them."
+        )
+    logger.info("%s: %s of %s %s persons", key, f"{persons:,}", f"{careers.persons:,}", part)
+    return split.sample(careers, persons)
+
+
 def _folder(config: Mapping[str, Any], careers: Careers) -> Path:
     """The run folder for a config and data, found or made."""
     parent, decisive = _run_folders(config, careers, config["name"]), _decisive(config, careers)
@@ -252,7 +293,8 @@ def _run_folders(config: Mapping[str, Any], careers: Careers, name: str) -> Path
 
 def _decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
     """What a run's results depend on: a run that differs elsewhere (tracker, paths) is the same run."""
-    decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")})
+    samples = {key: config[key] for key in SAMPLES if config.get(key) is not None}
+    decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")} | samples)
     for key in INDIFFERENT:
         if OmegaConf.select(decisive, key) is not None:
             OmegaConf.update(decisive, key, None)
@@ -263,13 +305,19 @@ def _of_fit(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
     """What is decisive for the fitted model, and not only for what is done with it."""
     decisive = _decisive(config, careers)
     model = {key: value for key, value in decisive["model"].items() if key != "scoring"}
-    return {**decisive, "model": model, "predict": None, "keep_distribution": None}
+    return {**decisive, "model": model, **dict.fromkeys(("predict", "test_persons", "keep_distribution"))}
 
 
 def _perplexity(folder: Path) -> float | None:
-    metrics: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text())["metrics"]["all"]
+    metrics = _metrics(folder)["metrics"]["all"]
     perplexity: float | None = metrics["perplexity"]["value"] or metrics["perplexity_raw"]["value"]
     return perplexity
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """What a complete run wrote of its results."""
+    metrics: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text(encoding="utf-8"))
+    return metrics
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -52,8 +52,17 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The dataset, and the part of its persons that was predicted if that is not the test part."""
-        name, part = self.config["dataset"]["name"], self.config["predict"]
+        """The dataset, and whom of it the run predicted if not all test persons: what can be compared.
+
+        Runs that predicted samples of other sizes are side by side in no table.
+        """
+        name, part, persons = (
+            self.config["dataset"]["name"],
+            self.config["predict"],
+            self.config.get("test_persons"),
+        )
+        if persons is not None:
+            return f"{name} ({persons} {part} persons)"
         return str(name) if part == "test" else f"{name} ({part})"
 
     @property
