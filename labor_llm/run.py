@@ -17,7 +17,7 @@ from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.columns import YEARS
-from labor_llm.errors import ConfigError, DataError, unknown
+from labor_llm.errors import ConfigError, DataError, RunError, unknown
 from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
@@ -47,11 +47,12 @@ def run(cfg: DictConfig) -> float | None:
     The same command again skips a run that is complete and resumes one that is not.
     """
     _check(cfg, ("test", "valid"))
-    cfg = with_fitted_language(cfg)
+    cfg = with_components(with_fitted_language(cfg))
     parts = build(cfg, ["dataset", "model", "tracker"])
     dataset, model = parts["dataset"], parts["model"]
     careers = read_prepared(dataset, Path(cfg.outputs))
     config = _plain(cfg)
+    _check_components(config, careers)
     folder = _folder(config, careers)
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
@@ -70,7 +71,7 @@ def run(cfg: DictConfig) -> float | None:
             if _needs_language(model, config, folder):
                 model.fitted = _run_of_language(config, careers)
             seconds = _fit_or_load(model, splits, folder, workspace)
-            facts = {"training_persons": splits.train.persons, "seconds": seconds}
+            facts: dict[str, Any] = {"training_persons": splits.train.persons, "seconds": seconds}
             _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return _perplexity(folder)
@@ -89,6 +90,41 @@ def with_fitted_language(cfg: DictConfig) -> DictConfig:
     changed = cfg.copy()
     OmegaConf.update(changed, "model.language", fitted["model"], merge=False)
     return changed
+
+
+def with_components(cfg: DictConfig) -> DictConfig:
+    """The config itself or, if ``model.runs`` names runs, one with the models of these runs, by name."""
+    runs = OmegaConf.select(cfg, "model.runs")
+    if not OmegaConf.is_list(runs):
+        return cfg
+    components: dict[str, Any] = {}
+    for run in runs:
+        config = run_folder.fitting_run(Path(run).expanduser())
+        alike = sum(name.partition(" ")[0] == config["name"] for name in components)
+        components[f"{config['name']} {alike + 1}" if alike else config["name"]] = config["model"]
+    changed = cfg.copy()
+    OmegaConf.update(changed, "model.components", components, force_add=True)
+    return changed
+
+
+def _check_components(config: Mapping[str, Any], careers: Careers) -> None:
+    """A RunError if a run that a mixture names was fitted on other data, or on other persons of them."""
+    for name in config["model"].get("runs", []):
+        run = Path(name).expanduser().resolve()
+        other = run_folder.fitting_run(run)
+        if run_folder.find(run.parent, _decisive(other, careers)) != run:
+            raise RunError(
+                f"model.runs: the run in {name} was fitted on other data than {careers.dataset!r} has now, or its "
+                "folder was renamed. Run it again, on this dataset."
+            )
+        for key in ("dataset", "known_until", "train_persons"):
+            theirs, ours = (_decisive(each, careers).get(key) for each in (other, config))
+            if theirs != ours:
+                said = "other settings of dataset" if key == "dataset" else f"{key}={theirs} and not {ours}"
+                raise RunError(
+                    f"model.runs: the run in {name} has {said}. A mixture and all its runs learn from the same "
+                    "persons."
+                )
 
 
 def _needs_language(model: Any, config: Mapping[str, Any], folder: Path) -> bool:
@@ -146,7 +182,7 @@ def score(cfg: DictConfig) -> float | None:
             predicted = _sample(split, chosen, cfg.predict, "test_persons", config)
             model = parts["model"].load(fitted / run_folder.MODEL)
             workspace = Workspace(None, tracker, True, _tokens(config, careers))
-            facts = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
+            facts: dict[str, Any] = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
             _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
     return _perplexity(folder)
 
@@ -298,7 +334,11 @@ def _decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
     for key in INDIFFERENT:
         if OmegaConf.select(decisive, key) is not None:
             OmegaConf.update(decisive, key, None)
-    return _plain(decisive) | {"data": careers.fingerprint}
+    plain = _plain(decisive) | {"data": careers.fingerprint}
+    if "runs" in plain["model"]:  # where they lie decides nothing, and their folders' names say what they are
+        runs = [Path(run).expanduser().resolve().name for run in plain["model"]["runs"]]
+        plain["model"] |= {"runs": runs, "components": None}
+    return plain
 
 
 def _of_fit(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:

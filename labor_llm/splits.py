@@ -60,7 +60,7 @@ class Split(ABC):
         return splits
 
     def places(self, careers: Careers) -> NDArray[np.float64]:
-        """A number in [0, 1) for every person by which samples are taken, in the order of the table; shape (P,)."""
+        """A number in [0, 1) for every person, by which samples are taken; shape (P,)."""
         return hashed_places(_person_ids(careers), SALT)
 
     def sample(self, careers: Careers, persons: int) -> Careers:

@@ -80,6 +80,8 @@ class Run:
         settings["fitted"] = told or _fitted_on(self.config.get("fitted")) or fitted_on(self.config)
         if model.get("fitted") is not None:
             settings["model"] = model | {"fitted": _fitted_on(model["fitted"])}
+        if "components" in model:  # they say what the runs are
+            settings["model"] = {key: value for key, value in model.items() if key != "runs"}
         return settings
 
     @property
