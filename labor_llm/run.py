@@ -120,11 +120,19 @@ def _check_components(config: Mapping[str, Any], careers: Careers) -> None:
         for key in ("dataset", "known_until", "train_persons"):
             theirs, ours = (_decisive(each, careers).get(key) for each in (other, config))
             if theirs != ours:
-                said = "other settings of dataset" if key == "dataset" else f"{key}={theirs} and not {ours}"
+                said = (
+                    "other settings of dataset"
+                    if key == "dataset"
+                    else f"{key}={_word(theirs)} and not {_word(ours)}"
+                )
                 raise RunError(
                     f"model.runs: the run in {name} has {said}. A mixture and all its runs learn from the same "
                     "persons."
                 )
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _needs_language(model: Any, config: Mapping[str, Any], folder: Path) -> bool:

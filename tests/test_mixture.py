@@ -258,8 +258,8 @@ def test_a_mixture_is_scored_again_and_moved_with_its_runs(outputs, tmp_path):
     ("words", "reason"),
     [
         (["train_persons=100"], "has train_persons=200 and not 100"),
-        ([], "has train_persons=200 and not None"),
-        (["train_persons=200", "known_until=1985"], "has known_until=None and not 1985"),
+        ([], "has train_persons=200 and not null"),
+        (["train_persons=200", "known_until=1985"], "has known_until=null and not 1985"),
         (["train_persons=200", "dataset.split.salt=other"], "has other settings of dataset"),
     ],
 )
