@@ -17,18 +17,20 @@ from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.columns import YEARS
-from labor_llm.errors import ConfigError, DataError, unknown
+from labor_llm.errors import ConfigError, DataError, RunError, unknown
 from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
 from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
-from labor_llm.splits import Splits
+from labor_llm.splits import Split, Splits
 from labor_llm.tracking import JsonLines, Tracker
 
 logger = logging.getLogger(__name__)
 
 DECISIVE = ("dataset", "model", "predict", "keep_distribution", "known_until", "seed")
 """The parts of a config on which a run's results depend, but for the following keys."""
+SAMPLES = ("train_persons", "valid_persons", "test_persons")
+"""Keys that decide only where they are set: runs from before there were samples keep their hash."""
 INDIFFERENT = (
     "dataset.raw",
     *(
@@ -45,11 +47,12 @@ def run(cfg: DictConfig) -> float | None:
     The same command again skips a run that is complete and resumes one that is not.
     """
     _check(cfg, ("test", "valid"))
-    cfg = with_fitted_language(cfg)
+    cfg = with_components(with_fitted_language(cfg))
     parts = build(cfg, ["dataset", "model", "tracker"])
     dataset, model = parts["dataset"], parts["model"]
     careers = read_prepared(dataset, Path(cfg.outputs))
     config = _plain(cfg)
+    _check_components(config, careers)
     folder = _folder(config, careers)
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
@@ -57,11 +60,19 @@ def run(cfg: DictConfig) -> float | None:
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
             splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
+            chosen = getattr(splits, cfg.predict)
+            predicted = _sample(dataset.split, chosen, cfg.predict, "test_persons", config)
+            splits = replace(
+                splits,
+                train=_sample(dataset.split, splits.train, "train", "train_persons", config),
+                valid=_sample(dataset.split, splits.valid, "valid", "valid_persons", config),
+            )
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
             if _needs_language(model, config, folder):
                 model.fitted = _run_of_language(config, careers)
             seconds = _fit_or_load(model, splits, folder, workspace)
-            _evaluate(model, getattr(splits, cfg.predict), config, folder, workspace, seconds)
+            facts: dict[str, Any] = {"training_persons": splits.train.persons, "seconds": seconds}
+            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
             shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return _perplexity(folder)
 
@@ -79,6 +90,49 @@ def with_fitted_language(cfg: DictConfig) -> DictConfig:
     changed = cfg.copy()
     OmegaConf.update(changed, "model.language", fitted["model"], merge=False)
     return changed
+
+
+def with_components(cfg: DictConfig) -> DictConfig:
+    """The config itself or, if ``model.runs`` names runs, one with the models of these runs, by name."""
+    runs = OmegaConf.select(cfg, "model.runs")
+    if not OmegaConf.is_list(runs):
+        return cfg
+    components: dict[str, Any] = {}
+    for run in runs:
+        config = run_folder.fitting_run(Path(run).expanduser())
+        alike = sum(name.partition(" ")[0] == config["name"] for name in components)
+        components[f"{config['name']} {alike + 1}" if alike else config["name"]] = config["model"]
+    changed = cfg.copy()
+    OmegaConf.update(changed, "model.components", components, force_add=True)
+    return changed
+
+
+def _check_components(config: Mapping[str, Any], careers: Careers) -> None:
+    """A RunError if a run that a mixture names was fitted on other data, or on other persons of them."""
+    for name in config["model"].get("runs", []):
+        run = Path(name).expanduser().resolve()
+        other = run_folder.fitting_run(run)
+        if run_folder.find(run.parent, _decisive(other, careers)) != run:
+            raise RunError(
+                f"model.runs: the run in {name} was fitted on other data than {careers.dataset!r} has now, or its "
+                "folder was renamed. Run it again, on this dataset."
+            )
+        for key in ("dataset", "known_until", "train_persons"):
+            theirs, ours = (_decisive(each, careers).get(key) for each in (other, config))
+            if theirs != ours:
+                said = (
+                    "other settings of dataset"
+                    if key == "dataset"
+                    else f"{key}={_word(theirs)} and not {_word(ours)}"
+                )
+                raise RunError(
+                    f"model.runs: the run in {name} has {said}. A mixture and all its runs learn from the same "
+                    "persons."
+                )
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _needs_language(model: Any, config: Mapping[str, Any], folder: Path) -> bool:
@@ -114,7 +168,7 @@ def score(cfg: DictConfig) -> float | None:
         if "scoring" not in config["model"]:
             raise ConfigError(f"scoring says how language models are scored; {config['name']} is none.")
         config["model"]["scoring"] = _plain(cfg)["scoring"]
-    config |= {"predict": cfg.predict, "keep_distribution": cfg.keep_distribution, "fitted": str(fitted)}
+    config |= {key: cfg[key] for key in ("predict", "test_persons", "keep_distribution")} | {"fitted": str(fitted)}
     config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
     merged = OmegaConf.create(config)
     where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
@@ -130,11 +184,14 @@ def score(cfg: DictConfig) -> float | None:
     if run_folder.is_complete(folder):
         logger.info("already complete: %s", folder)
     else:
-        chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
+        split = parts["dataset"].split
+        chosen = careers if cfg.predict == "all" else getattr(split(careers), cfg.predict)
         with run_folder.held(folder), _tracked(JsonLines().start(folder, config)) as tracker:
+            predicted = _sample(split, chosen, cfg.predict, "test_persons", config)
             model = parts["model"].load(fitted / run_folder.MODEL)
             workspace = Workspace(None, tracker, True, _tokens(config, careers))
-            _evaluate(model, chosen, config, folder, workspace, {})
+            facts: dict[str, Any] = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
+            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
     return _perplexity(folder)
 
 
@@ -165,15 +222,20 @@ def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, workspace
 def _evaluate(
     model: OccupationModel,
     careers: Careers,
+    persons: int,
     config: Mapping[str, Any],
     folder: Path,
     workspace: Workspace,
-    seconds: dict[str, float],
+    facts: dict[str, Any],
 ) -> None:
-    """Predict, evaluate, write the results, and mark the run as complete."""
+    """Predict, evaluate, write the results, and mark the run as complete.
+
+    ``persons``: how many there are in the part of which the careers may be a sample. ``facts``: what is known of
+    the fit, for metrics.json.
+    """
     started = time.perf_counter()
     probabilities = model.predict(careers, workspace)
-    seconds["score"] = time.perf_counter() - started
+    facts["seconds"]["score"] = time.perf_counter() - started
     predictions = Predictions.of(careers, model.choice_set, probabilities, config["keep_distribution"])
     del probabilities  # gigabytes of a large panel, and the table has its own
     predictions.write(folder / run_folder.PREDICTIONS)
@@ -184,11 +246,14 @@ def _evaluate(
     bound = predictions.table["error_bound"].max()
     if bound is not None:
         logger.info("pruned: no probability is further than %.2g from the exact one", bound)
-    results = evaluation.to_dict() | {"error_bound": bound, "persons_seen_in_training": seen, "seconds": seconds}
+    results = evaluation.to_dict() | {"error_bound": bound, "persons_seen_in_training": seen} | facts
     run_folder.write_atomically(folder / run_folder.METRICS, json.dumps(results, indent=1))
     workspace.tracker.summarize(evaluation.scalars(config["predict"]))
     (folder / run_folder.MARKER).touch()
-    logger.info("%s: %s", config["name"], evaluation)
+    of = (
+        f", on {careers.persons:,} of {persons:,} {config['predict']} persons" if careers.persons < persons else ""
+    )
+    logger.info("%s: %s%s", config["name"], evaluation, of)
     logger.info("results: %s", folder)
 
 
@@ -216,6 +281,12 @@ def _check(cfg: DictConfig, parts: tuple[str, ...]) -> None:
     until = cfg.get("known_until")
     if until is not None and not (isinstance(until, int) and YEARS[0] <= until <= YEARS[1]):
         problems.append(f"known_until must be null or a calendar year, got {until!r}")
+    for key in SAMPLES:
+        persons = cfg.get(key)
+        if persons is not None and (type(persons) is not int or persons < 1):
+            problems.append(
+                f"{key} must be null for all persons, or a whole number of at least 1, got {persons!r}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -240,6 +311,20 @@ def _nonempty(splits: Splits, predict: str) -> Splits:
     return splits
 
 
+def _sample(split: Split, careers: Careers, part: str, key: str, config: Mapping[str, Any]) -> Careers:
+    """The first persons of a part by the split's hash, as many as the setting ``key`` says; all if it is null."""
+    persons = config.get(key)
+    if persons is None:
+        return careers
+    if persons > careers.persons:
+        raise DataError(
+            f"{key}={persons}: the part {part!r} of dataset {careers.dataset!r} has {careers.persons} persons. "
+            f"Name at most {careers.persons}, or null for all of them."
+        )
+    logger.info("%s: %s of %s %s persons", key, f"{persons:,}", f"{careers.persons:,}", part)
+    return split.sample(careers, persons)
+
+
 def _folder(config: Mapping[str, Any], careers: Careers) -> Path:
     """The run folder for a config and data, found or made."""
     parent, decisive = _run_folders(config, careers, config["name"]), _decisive(config, careers)
@@ -252,24 +337,35 @@ def _run_folders(config: Mapping[str, Any], careers: Careers, name: str) -> Path
 
 def _decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
     """What a run's results depend on: a run that differs elsewhere (tracker, paths) is the same run."""
-    decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")})
+    samples = {key: config[key] for key in SAMPLES if config.get(key) is not None}
+    decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")} | samples)
     for key in INDIFFERENT:
         if OmegaConf.select(decisive, key) is not None:
             OmegaConf.update(decisive, key, None)
-    return _plain(decisive) | {"data": careers.fingerprint}
+    plain = _plain(decisive) | {"data": careers.fingerprint}
+    if "runs" in plain["model"]:  # where they lie decides nothing, and their folders' names say what they are
+        runs = [Path(run).expanduser().resolve().name for run in plain["model"]["runs"]]
+        plain["model"] |= {"runs": runs, "components": None}
+    return plain
 
 
 def _of_fit(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
     """What is decisive for the fitted model, and not only for what is done with it."""
     decisive = _decisive(config, careers)
     model = {key: value for key, value in decisive["model"].items() if key != "scoring"}
-    return {**decisive, "model": model, "predict": None, "keep_distribution": None}
+    return {**decisive, "model": model, **dict.fromkeys(("predict", "test_persons", "keep_distribution"))}
 
 
 def _perplexity(folder: Path) -> float | None:
-    metrics: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text())["metrics"]["all"]
+    metrics = _metrics(folder)["metrics"]["all"]
     perplexity: float | None = metrics["perplexity"]["value"] or metrics["perplexity_raw"]["value"]
     return perplexity
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    """What a complete run wrote of its results."""
+    metrics: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text(encoding="utf-8"))
+    return metrics
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _no_run(folder: Path) -> str:
 
 def fitted_on(config: Mapping[str, Any]) -> dict[str, Any]:
     """On what a run fitted its model: said beside the model's own settings."""
-    return {key: config.get(key) for key in ("dataset", "known_until")}
+    return {key: config.get(key) for key in ("dataset", "known_until", "train_persons", "valid_persons")}
 
 
 def fitting_run(folder: Path) -> dict[str, Any]:

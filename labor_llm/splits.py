@@ -21,6 +21,9 @@ from labor_llm.errors import DataError
 SOURCE_MARK = "::"
 """Stands in a pool's person_id between the name of the dataset and the person_id there."""
 
+SALT = "labor-llm"
+"""Of the hash of a person_id, unless a split has a salt of its own."""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -56,6 +59,23 @@ class Split(ABC):
                 )
         return splits
 
+    def places(self, careers: Careers) -> NDArray[np.float64]:
+        """A number in [0, 1) for every person, by which samples are taken; shape (P,)."""
+        return hashed_places(_person_ids(careers), SALT)
+
+    def sample(self, careers: Careers, persons: int) -> Careers:
+        """The careers of so many persons, those with the lowest places; ValueError if there are fewer.
+
+        Samples are nested: the first 500 persons are among the first 1,000. A person who is added to the data
+        replaces one person of a sample at most.
+        """
+        if persons > careers.persons:
+            raise ValueError(f"a sample of {persons} of {careers.persons} persons")
+        taken_P = np.zeros(careers.persons, dtype=bool)
+        taken_P[np.argsort(self.places(careers), kind="stable")[:persons]] = True
+        taken_N = pl.Series(np.repeat(taken_P, np.diff(careers.person_starts)))
+        return replace(careers, table=careers.table.filter(taken_N))
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -71,7 +91,7 @@ class SplitByPerson(Split):
     train: Share = 0.7
     valid: Share = 0.1
     test: Share = 0.2
-    salt: str = "labor-llm"
+    salt: str = SALT
 
     def __post_init__(self) -> None:
         total = self.train + self.valid + self.test
@@ -79,8 +99,11 @@ class SplitByPerson(Split):
             raise ValueError(f"the shares train, valid and test must sum to 1, and sum to {total:g}")
 
     def assign(self, careers: Careers) -> NDArray[np.intp]:
-        ids = self._ids(careers.table["person_id"].gather(careers.person_starts[:-1]))
-        return np.searchsorted([self.train, self.train + self.valid], hashed_places(ids, self.salt), side="right")
+        return np.searchsorted([self.train, self.train + self.valid], self.places(careers), side="right")
+
+    def places(self, careers: Careers) -> NDArray[np.float64]:
+        """The hash u that decides a person's part."""
+        return hashed_places(self._ids(_person_ids(careers)), self.salt)
 
     def wants(self, part: str) -> bool:
         return bool(getattr(self, part) > 0)
@@ -88,6 +111,11 @@ class SplitByPerson(Split):
     def _ids(self, person_ids: pl.Series) -> pl.Series:
         """What is hashed of every person."""
         return person_ids
+
+
+def _person_ids(careers: Careers) -> pl.Series:
+    """The person_id of every person, in the order of the table."""
+    return careers.table["person_id"].gather(careers.person_starts[:-1])
 
 
 def own_ids(person_ids: pl.Expr) -> pl.Expr:

@@ -121,8 +121,9 @@ def test_certain_forecasts_are_left_out_of_the_line():
         ([-1.0, 2.0], [1, 1]),
         ([np.inf, -np.inf], [1, 0]),
         ([], []),
+        (np.repeat([-0.775, -0.537], [576, 2]), np.arange(578) < 247),
     ],
-    ids=["alike", "parted", "always", "certain", "none"],
+    ids=["alike", "parted", "always", "certain", "none", "never at one of two"],
 )
 def test_what_determines_no_line_has_none(logits, happened):
     assert calibration_line(forecasts(logits, happened)) is None

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import polars as pl
@@ -222,6 +223,33 @@ def test_adding_persons_moves_nobody(persons, more, salt):
     assert sum(map(len, before.values())) == len(persons)
     assert set().union(*before.values()) == persons
     assert all(before[part] <= after[part] for part in before)
+
+
+@few
+@given(st.sets(ids, min_size=10, max_size=40), ids, st.integers(1, 9), st.integers(0, 99).map(str))
+def test_samples_are_nested_and_one_person_more_replaces_at_most_one(persons, more, size, salt):
+    def sample(ids, size):
+        table = pl.DataFrame({"person_id": sorted(ids), "year": 1990, "survey": "S", "occupation": "095"})
+        return set(SplitByPerson(salt=salt).sample(careers(table), size).table["person_id"])
+
+    smaller, larger = sample(persons, size), sample(persons, size + 1)
+    assert len(smaller) == size
+    assert smaller < larger
+    assert sample(persons | {more}, size) <= smaller | {more}
+
+
+def test_a_sample_holds_the_lowest_hashes_and_whole_careers():
+    everybody = crowd(500)
+    hashes = {
+        person: int(sha256(f"labor-llm:{person}".encode()).hexdigest()[:8], 16)
+        for person in everybody.table["person_id"].unique()
+    }
+    sample = SplitByPerson().sample(everybody, 20)
+    assert set(sample.table["person_id"]) == set(sorted(hashes, key=hashes.get)[:20])
+    assert len(sample) == 40
+    assert sample.table["person_id"].is_sorted()
+    with pytest.raises(ValueError, match="a sample of 501 of 500 persons"):
+        SplitByPerson().sample(everybody, 501)
 
 
 def test_shares_are_about_right_and_careers_stay_whole():

@@ -8,7 +8,7 @@ import pytest
 from made_up_runs import predictions, write_run
 from omegaconf import OmegaConf
 
-from labor_llm.comparison.leaderboard import Leaderboard, leaderboard, markdown
+from labor_llm.comparison.leaderboard import Leaderboard, leaderboard, markdown, runs_in
 from labor_llm.comparison.runs import distinct_names, read_runs
 from labor_llm.errors import RunError
 
@@ -45,6 +45,12 @@ def test_the_leaderboard_is_sorted_and_names_what_each_model_reads(runs):
     assert table["difference"].to_list() == sorted(table["difference"], reverse=True)
     assert table["difference"][2] == 0
     assert markdown(table, "career").splitlines()[-1].split("|")[3].strip() == "ref."
+
+
+def test_a_leaderboard_is_of_one_sample_of_test_persons(runs, tmp_path):
+    write_run(tmp_path / "few", "career", predictions(1.0, persons=20), test_persons=20)
+    assert runs_in(tmp_path).keys() == runs.keys()
+    assert list(runs_in(tmp_path, 20)) == ["career"]
 
 
 def test_an_unknown_reference_is_named(runs):

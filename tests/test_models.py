@@ -26,6 +26,7 @@ from labor_llm.models.embedding import Embedding
 from labor_llm.models.empirical import Empirical
 from labor_llm.models.logit import Logit
 from labor_llm.models.markov import Markov
+from labor_llm.models.mixture import Mixture
 from labor_llm.models.nemo import Nemo
 from labor_llm.models.oracle import Oracle
 from labor_llm.predictions import Predictions, choice_indices
@@ -45,6 +46,20 @@ def off_the_shelf(**changes):
     return replace(language(), adapter=Frozen(), backbone=shelf(), **changes)
 
 
+@cache
+def fitted_before() -> dict[str, Path]:
+    """Folders with models as runs leave them."""
+    folders = {name: Path(SHELF.name) / name for name in ("markov", "logit")}
+    for folder, model in zip(folders.values(), (Markov(), Logit()), strict=True):
+        model.fit(TRAIN, VALID, CHOICES).save(folder / "model")
+    return folders
+
+
+def mixture(**settings) -> Mixture:
+    components = {"markov": Markov(), "logit": Logit()}
+    return Mixture(runs=list(fitted_before().values()), components=components, **settings)
+
+
 MODELS = {
     "empirical": Empirical,
     "markov": Markov,
@@ -60,6 +75,8 @@ MODELS = {
     "language-frozen-in-context": lambda: off_the_shelf(prompt=InContextPrompt(careers=1)),
     "embedding": lambda: Embedding(name="embedding", language=off_the_shelf()),
     "embedding-pca": lambda: Embedding(name="embedding", language=off_the_shelf(), pca=4),
+    "mixture": mixture,
+    "mixture-history": lambda: mixture(by="history"),
     "oracle": lambda: Oracle(dataset=Simulated(occupations=330)),
 }
 

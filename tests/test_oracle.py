@@ -24,6 +24,7 @@ from labor_llm.models.empirical import Empirical
 from labor_llm.models.language import LanguageModel
 from labor_llm.models.logit import Logit
 from labor_llm.models.markov import Markov
+from labor_llm.models.mixture import Mixture
 from labor_llm.models.nemo import Nemo
 from labor_llm.models.oracle import Oracle
 from labor_llm.predictions import ChoiceProbabilities, Predictions, choice_indices
@@ -59,6 +60,15 @@ def network(kind, **settings):
     return coded(kind, trainer=trainer(learning_rate=2e-2), **settings)
 
 
+def mixture() -> Mixture:
+    """Of two models that were fitted before."""
+    components = {"markov2": Markov(order=2), "logit": Logit(l2=(3,))}
+    folders = [Path(RUN.name) / name for name in components]
+    for folder, name in zip(folders, components, strict=True):
+        MODELS[name]().save(folder / "model")
+    return fitted(Mixture(runs=folders, components=components))
+
+
 MODELS = {
     "empirical": lambda: fitted(Empirical()),
     "markov": lambda: fitted(Markov()),
@@ -69,6 +79,7 @@ MODELS = {
     "career": lambda: fitted(network(Career, layers=2, width=24, feed_forward=48, heads=3)),
     "language": lambda: small_language().load(language_run() / "model"),
     "embedding": lambda: fitted(Embedding(name="small", language=small_language(), fitted=language_run())),
+    "mixture": mixture,
     "oracle": lambda: fitted(Oracle(dataset=DATASET)),
 }
 """By the names of conf/model; all of them learn enough to come near the truth."""

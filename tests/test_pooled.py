@@ -76,6 +76,21 @@ def test_a_share_takes_training_persons_only_and_a_larger_one_takes_more(sources
     assert persons(0.0, "test") == persons(1.0, "test")
 
 
+def test_a_sample_of_the_pool_is_by_the_hash_of_the_own_dataset(sources, tmp_path):
+    pool = pooled(tmp_path)
+    train = pool.split(read(pool)).train
+    sampled = set(pool.split.sample(train, 20).table["person_id"])
+    own = [SplitByPerson()(careers).train for careers in sources.values()]
+    places = [
+        (place, f"{careers.dataset}::{person}")
+        for careers in own
+        for place, person in zip(
+            SplitByPerson().places(careers), careers.table["person_id"].unique(maintain_order=True), strict=True
+        )
+    ]
+    assert sampled == {person for _, person in sorted(places)[:20]}
+
+
 def test_what_does_not_fit_together_is_refused(sources, tmp_path):
     with pytest.raises(DataError, match=r"pools c, not prepared.*labor-llm prepare dataset=c"):
         read(pooled(tmp_path, sources=["a", "c"]))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from labor_llm.__main__ import main
 from labor_llm.build import build
 from labor_llm.compare import compare
+from labor_llm.comparison.side_by_side import Statistics
 from labor_llm.configs import conf_folder
 from labor_llm.datasets import read
 from labor_llm.errors import ConfigError, DataError, RunError
@@ -25,6 +26,7 @@ from labor_llm.models.language import LanguageModel
 from labor_llm.preparation import prepare
 from labor_llm.run import _folder, _plain, run, score
 from labor_llm.run_folder import held
+from labor_llm.splits import hashed_places
 
 TINY = [
     "backbone.layers=1",
@@ -58,7 +60,7 @@ def run_folders(outputs: Path) -> list[Path]:
 def test_every_choice_composes_and_builds(config, group, choice):
     if choice == "qlora" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    missing = ["backbone.path=somewhere"] if (group, choice) == ("backbone", "hf") else []
+    missing = {"hf": ["backbone.path=somewhere"], "mixture": ["model.runs=[a,b]"]}.get(choice, [])
     build(config("run", f"{group}={choice}", *missing), ["dataset", "model", "tracker"])
 
 
@@ -101,6 +103,74 @@ def test_other_settings_are_another_run(config, tmp_path):
     assert len(run_folders(tmp_path)) == 2
 
 
+def persons_of(folder: Path) -> set[str]:
+    return set(pl.read_parquet(folder / "predictions.parquet")["person_id"])
+
+
+def trained_on(folder: Path) -> set[str]:
+    """Hashes of the training persons."""
+    return set(json.loads((folder / "model" / "occupation_model.json").read_text())["training_persons"])
+
+
+def test_samples_of_persons_are_nested_and_the_same_for_every_model(config, tmp_path, caplog):
+    folders = {}
+    for model, train, test in (("markov", 50, 40), ("markov", 100, 60), ("empirical", 50, 40)):
+        samples = [f"train_persons={train}", f"test_persons={test}", "valid_persons=20"]
+        with caplog.at_level("INFO"):
+            run(config("run", f"model={model}", "tracker=jsonl", *samples))
+        (new,) = set(run_folders(tmp_path)) - set(folders.values())
+        folders[model, train] = new
+        metrics = json.loads((new / "metrics.json").read_text())
+        assert (metrics["training_persons"], metrics["persons"]) == (train, test)
+        assert metrics["metrics"]["all"]["perplexity"]["persons"] == test
+    assert "train_persons: 50 of 376 train persons" in caplog.text
+    assert "valid_persons: 20 of 53 valid persons" in caplog.text
+    assert "320 records of 40 persons), on 40 of 116 test persons" in caplog.text
+    small, large, other = (folders[key] for key in (("markov", 50), ("markov", 100), ("empirical", 50)))
+    assert trained_on(small) == trained_on(other) < trained_on(large)
+    assert persons_of(small) == persons_of(other) < persons_of(large)
+    compared = compare([tmp_path], statistics=Statistics(replicates=100))
+    assert compared.references.keys() == {"wage_panel (40 test persons)", "wage_panel (60 test persons)"}
+
+
+def test_an_occupation_that_nobody_in_the_sample_had_is_outside_the_choice_set(config, tmp_path, own_table):
+    taxonomy, table, words = own_table
+    taxonomy.write_text(taxonomy.read_text() + "3,Bakers,occupation\n")
+    places = hashed_places(pl.Series(map(str, range(90))), "labor-llm")
+    bakers = {places.argsort()[49], places.argmax()}  # the last of 50 training persons, and a test person
+    lines = [line for line in table.read_text().splitlines() if line.split(",")[0] not in map(str, bakers)]
+    table.write_text("\n".join([*lines, *(f"{person},1990,3" for person in bakers)]))
+    for persons in (49, 50):
+        run(config("run", *words, f"train_persons={persons}"))
+    outside = {
+        metrics["training_persons"]: metrics["outside_choice_set"]
+        for metrics in (json.loads(path.read_text()) for path in tmp_path.rglob("metrics.json"))
+    }
+    assert outside == {49: 1, 50: 0}
+
+
+def test_more_persons_than_there_are_is_one_message(config, tmp_path):
+    with pytest.raises(DataError, match="train_persons=377: the part 'train' of dataset 'wage_panel' has 376"):
+        run(config("run", "model=markov", "tracker=jsonl", "train_persons=377"))
+    with pytest.raises(DataError, match=r"test_persons=54: the part 'valid' .* has 53 persons\. Name at most 53"):
+        run(config("run", "model=markov", "tracker=jsonl", "predict=valid", "test_persons=54"))
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_fitted_model_is_scored_on_a_sample(config, tmp_path):
+    run(config("run", "model=markov", "tracker=jsonl", "train_persons=100"))
+    (fitted,) = run_folders(tmp_path)
+    score(config("score", f"run={fitted}", "test_persons=30"))
+    (scored,) = set(run_folders(tmp_path)) - {fitted}
+    metrics = json.loads((scored / "metrics.json").read_text())
+    assert (metrics["training_persons"], metrics["persons"]) == (100, 30)
+    assert persons_of(scored) < persons_of(fitted)
+    with pytest.raises(
+        DataError, match="test_persons=546: the part 'all' of dataset 'wage_panel' has 545 persons"
+    ):
+        score(config("score", f"run={fitted}", "predict=all", "test_persons=546"))
+
+
 def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
     """A checkpoint counts batches, so another micro batch may not go on from it; another device may."""
 
@@ -111,6 +181,7 @@ def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
 
     elsewhere = ["trainer.accelerator=cpu", "trainer.checkpoint_every=7"]
     assert folder() == folder(*elsewhere, "scoring.max_tokens=99")
+    assert len({folder(), *(folder(f"{part}_persons=9") for part in ("train", "valid", "test"))}) == 4
     assert folder() != folder("trainer.micro_batch_size=4")
     embedding = ["model=embedding", "model.language.scoring.max_tokens=99"]
     assert folder("model=embedding") == folder(*embedding, *elsewhere)
@@ -144,7 +215,7 @@ def test_a_language_model_that_was_run_gives_its_states(config, tmp_path, langua
     own = run(config("run", *embedding))
     assert language_fits == ["nano-title"]
     (runs / "nano-title-embedding").rename(tmp_path / "before")
-    run(config("run", *TINY, "tracker=jsonl", "predict=valid", "scoring=realized"))
+    run(config("run", *TINY, "tracker=jsonl", "predict=valid", "scoring=realized", "test_persons=5"))
     with caplog.at_level("INFO"):
         taken = run(config("run", *embedding, "trainer.checkpoint_every=9"))
     assert len(language_fits) == 2
@@ -161,7 +232,9 @@ def test_a_language_model_that_was_run_gives_its_states(config, tmp_path, langua
         score(config("score", f"run={moved}", "predict=all", "outputs=null"))
 
 
-@pytest.mark.parametrize("other", ["seed=1", "dataset.split.salt=other", "known_until=1985", "incomplete"])
+@pytest.mark.parametrize(
+    "other", ["seed=1", "dataset.split.salt=other", "known_until=1985", "train_persons=300", "incomplete"]
+)
 def test_another_language_model_is_not_taken(config, tmp_path, language_fits, other):
     run(config("run", *TINY, "tracker=jsonl", *([] if other == "incomplete" else [other])))
     if other == "incomplete":
@@ -291,7 +364,18 @@ def test_an_entry_of_ones_own_without_a_class_is_one_message(tmp_path, monkeypat
     assert "its file has no _target_" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", ["predict=tset", "predict=train", "seed=abc", "name=a/b", "dataset.name=.."])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "predict=tset",
+        "predict=train",
+        "seed=abc",
+        "name=a/b",
+        "dataset.name=..",
+        "train_persons=0",
+        "test_persons=a",
+    ],
+)
 def test_settings_of_the_verb_are_checked_first(config, wrong):
     with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
         run(config("run", "model=markov", "tracker=jsonl", wrong))

@@ -27,6 +27,36 @@ def test_a_setting_that_a_run_has_not_set_is_no_part_of_its_name(tmp_path):
     assert comparison.references == comparison.model_references == {"panel": "markov"}
 
 
+def test_numbers_of_training_persons_make_other_models(tmp_path):
+    for persons in (500, 1000, None):
+        write_run(tmp_path / f"{persons}", "markov", predictions(2), train_persons=persons)
+    models = compare([tmp_path], statistics=QUICK).models
+    assert set(models["model"]) == {"markov", "markov (train_persons=500)", "markov (train_persons=1000)"}
+
+
+def test_samples_of_test_persons_are_compared_apart(tmp_path):
+    for persons, test_persons in ((60, None), (40, 40), (20, 20)):
+        for name in ("markov", "nano"):
+            predicted = predictions(2, persons=persons)
+            write_run(tmp_path / f"{name}-{persons}", name, predicted, test_persons=test_persons)
+    comparison = compare([tmp_path], statistics=QUICK)
+    persons = comparison.table.select("dataset", "persons").unique().sort("persons").rows()
+    assert persons == [("panel (20 test persons)", 20), ("panel (40 test persons)", 40), ("panel", 60)]
+    assert set(comparison.models["model"]) == {"markov", "nano"}
+    assert comparison.models["difference"].count() == 3
+
+
+def test_a_model_that_is_scored_again_was_fitted_on_as_many_persons(tmp_path):
+    fitted = write_run(tmp_path / "nano" / "1", "nano", predictions(2), train_persons=500, test_persons=40)
+    on = {"dataset": {"name": "panel"}, "known_until": None, "train_persons": 500, "valid_persons": None}
+    again = {"train_persons": 500, "fitted": str(fitted), "fitted_on": on}
+    write_run(tmp_path / "nano" / "2", "nano", predictions(2), **again)
+    write_run(tmp_path / "nano" / "3", "nano", predictions(2), train_persons=500)
+    write_run(tmp_path / "nano" / "4", "nano", predictions(2), train_persons=1000)
+    models = compare([tmp_path], statistics=QUICK).models
+    assert set(models["model"]) == {"nano", "nano (train_persons=500)", "nano (train_persons=1000)"}
+
+
 def test_runs_that_differ_in_nothing_show_their_folders(tmp_path):
     folders = [write_run(tmp_path / f"{number}", "nano", predictions(1.0)) for number in (1, 2)]
     assert set(compare([tmp_path]).table["run"]) == {f"nano in {folder}" for folder in folders}

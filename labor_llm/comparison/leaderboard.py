@@ -32,7 +32,7 @@ class Leaderboard(Callback):
         """Hydra calls it once all jobs went well."""
         folder = Path(config.outputs) / config.dataset.name
         try:
-            table = leaderboard(runs_in(folder), self.reference)
+            table = leaderboard(runs_in(folder, config.get("test_persons")), self.reference)
         except RunError as error:  # the runs are there all the same
             logger.warning("no leaderboard: %s", error)
             return
@@ -40,9 +40,10 @@ class Leaderboard(Callback):
         sys.stdout.write(f"{markdown(table, self.reference)}\n")
 
 
-def runs_in(folder: Path) -> dict[str, Run]:
-    """The complete runs under a folder that predicted test persons, by name."""
-    return distinct_names([run for run in read_runs([folder]) if run.config["predict"] == "test"])
+def runs_in(folder: Path, test_persons: int | None = None) -> dict[str, Run]:
+    """The complete runs under a folder that predicted so many test persons, all of them if None, by name."""
+    of_test = [run for run in read_runs([folder]) if run.config["predict"] == "test"]
+    return distinct_names([run for run in of_test if run.config.get("test_persons") == test_persons])
 
 
 def leaderboard(runs: dict[str, Run], reference: str) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 COLOR = "#1f5f99"
@@ -24,6 +25,9 @@ WRAPPED = 34
 ACROSS = 3
 """Panels in a row."""
 DPI = 200
+SHIFT = 0.012
+"""By which share of its place a point is moved for each arm before it, so that bars do not cover each other."""
+MARKERS = "os^Dv"
 
 
 def perplexity_plot(models: pl.DataFrame, level: float) -> Figure:
@@ -54,6 +58,57 @@ def reliability_plot(curves: pl.DataFrame, level: float) -> Figure:
         figure.supxlabel(f"foretold probability: {event.replace('_', ' ')}", fontsize=9)
         figure.supylabel(f"share ({100 * level:g}% bands, clustered by person)", fontsize=9)
     return figure
+
+
+def learning_curve_plot(table: pl.DataFrame, reference: str) -> Figure:
+    """Perplexity, and the difference to the reference, over the number of training persons, a line for every arm.
+
+    ``table``: that of ``training_sizes.learning_curves``. Bars are 95% intervals by the normal distribution; those
+    of perplexities are of the same test persons and move together, those of differences are of pairs.
+    """
+    arms = table.sort("training_persons", "perplexity", descending=[True, False])["arm"].unique(
+        maintain_order=True
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for place, arm in enumerate(arms):
+            shift = 1 + SHIFT * (place - (len(arms) - 1) / 2)
+            of_arm = table.filter(pl.col("arm") == arm).sort("training_persons")
+            for axes, key in ((left, "perplexity"), (right, "difference")):
+                _with_bars(axes, of_arm.drop_nulls(key), key, shift, place)
+        right.axhline(0, color="gray", linewidth=0.8, linestyle="--")
+        left.set(yscale="log", ylabel="perplexity")
+        right.set_ylabel(f"log score minus that of {_short(reference)}, nats per record")
+        left.yaxis.set_major_formatter(ScalarFormatter())
+        left.yaxis.set_minor_formatter(ScalarFormatter())
+        for axes in (left, right):
+            _sizes_axis(axes, table["training_persons"].unique().sort().to_list())
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _with_bars(axes: Axes, of_arm: pl.DataFrame, key: str, shift: float, place: int) -> None:
+    """The points of an arm with their 95% intervals; lines of several arms are moved aside a little."""
+    errors = 1.96 * of_arm[f"{key}_se"].cast(pl.Float64).fill_null(0).to_numpy()
+    axes.errorbar(
+        of_arm["training_persons"].to_numpy() * shift,
+        of_arm[key].cast(pl.Float64).to_numpy(),
+        errors,
+        color=f"C{place % 10}",
+        marker=MARKERS[place // 10 % len(MARKERS)],
+        markersize=4,
+        linewidth=1.2,
+        elinewidth=0.8,
+        label=_short(of_arm["arm"][0]) if len(of_arm) else None,
+    )
+
+
+def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
+    """A logarithmic axis with the numbers of training persons alone."""
+    axes.set(xscale="log", xlabel="training persons")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -52,8 +52,17 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The dataset, and the part of its persons that was predicted if that is not the test part."""
-        name, part = self.config["dataset"]["name"], self.config["predict"]
+        """The dataset, and whom of it the run predicted if not all test persons: what can be compared.
+
+        Runs that predicted samples of other sizes are side by side in no table.
+        """
+        name, part, persons = (
+            self.config["dataset"]["name"],
+            self.config["predict"],
+            self.config.get("test_persons"),
+        )
+        if persons is not None:
+            return f"{name} ({persons} {part} persons)"
         return str(name) if part == "test" else f"{name} ({part})"
 
     @property
@@ -71,6 +80,8 @@ class Run:
         settings["fitted"] = told or _fitted_on(self.config.get("fitted")) or fitted_on(self.config)
         if model.get("fitted") is not None:
             settings["model"] = model | {"fitted": _fitted_on(model["fitted"])}
+        if "components" in model:  # they say what the runs are
+            settings["model"] = {key: value for key, value in model.items() if key != "runs"}
         return settings
 
     @property

@@ -40,6 +40,26 @@ class Workspace:
     """Tokenized careers are kept here and used again; None keeps none."""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What every fitted model writes of itself, whatever its kind."""
+
+    choice_set: tuple[str, ...]
+    taxonomy: Taxonomy
+    training_persons: frozenset[str]
+    """See ``person_hashes``."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The facts of the model in a folder; a RunError if there is none."""
+        path = folder / FACTS_FILE
+        if not path.is_file():
+            raise RunError(f"no fitted model in {folder}: {FACTS_FILE} is missing. Name a complete run folder.")
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        taxonomy = Taxonomy.from_json(facts["taxonomy"])
+        return cls(tuple(facts["choice_set"]), taxonomy, frozenset(facts["training_persons"]))
+
+
 class OccupationModel(ABC):
     """Predicts the occupation of every record from the records before it and what is known at it.
 
@@ -66,7 +86,7 @@ class OccupationModel(ABC):
             )
         self.choice_set = tuple(choice_set)
         self.taxonomy = train.taxonomy
-        self._training_persons = _person_hashes(train)
+        self._training_persons = person_hashes(train)
         self._fit(train, valid, workspace or Workspace())
         return self
 
@@ -98,7 +118,7 @@ class OccupationModel(ABC):
 
     def persons_seen(self, careers: Careers) -> int:
         """How many of the persons were in the training data, by survey and person_id."""
-        return len(self._training_persons & _person_hashes(careers))
+        return len(self._training_persons & person_hashes(careers))
 
     def save(self, folder: Path) -> None:
         """Write all that ``load`` needs into the folder; no pickles."""
@@ -114,13 +134,9 @@ class OccupationModel(ABC):
 
     def load(self, folder: Path) -> Self:
         """Take over what ``save`` wrote for a model of the same settings."""
-        path = folder / FACTS_FILE
-        if not path.is_file():
-            raise RunError(f"no fitted model in {folder}: {FACTS_FILE} is missing. Name a complete run folder.")
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        self.choice_set = tuple(facts["choice_set"])
-        self.taxonomy = Taxonomy.from_json(facts["taxonomy"])
-        self._training_persons = set(facts["training_persons"])
+        facts = Facts.read(folder)
+        self.choice_set, self.taxonomy = facts.choice_set, facts.taxonomy
+        self._training_persons = set(facts.training_persons)
         self._load(folder)
         return self
 
@@ -152,7 +168,7 @@ class OccupationModel(ABC):
     def _load(self, folder: Path) -> None: ...
 
 
-def _person_hashes(careers: Careers) -> set[str]:
+def person_hashes(careers: Careers) -> set[str]:
     """What recognises a person again: 64 bits of a hash of the survey and the person_id."""
     person = pl.concat_str("survey", own_ids(pl.col("person_id")), separator="\n")
     persons = careers.table.select(person.unique()).to_series()

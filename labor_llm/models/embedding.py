@@ -33,13 +33,12 @@ from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.models.empirical import Empirical
 from labor_llm.models.language import LanguageModel
 from labor_llm.predictions import ChoiceProbabilities, choice_indices
+from labor_llm.run_folder import MODEL
 
 logger = logging.getLogger(__name__)
 
 PENALTIES = tuple(float(value) for value in np.logspace(5, -1, 13))
 """Strengths of the penalty, s / 2 times the sum of squared coefficients, in nats, from the strongest."""
-FITTED = "model"
-"""Where a run folder has its fitted model."""
 ITERATIONS = 200
 """Of L-BFGS for one strength, which starts where the stronger one ended."""
 
@@ -80,7 +79,7 @@ class Embedding(OccupationModel):
         """The model whose states are taken, ready to read."""
         if self.fitted is None:
             return self.language.fit(train, valid, self.choice_set, workspace)
-        model = self.language.load(self.fitted / FITTED)
+        model = self.language.load(self.fitted / MODEL)
         if model.taxonomy != train.taxonomy:
             raise DataError(
                 f"model.fitted: the language model in {self.fitted} was fitted on occupations of taxonomy "
@@ -118,7 +117,7 @@ class Embedding(OccupationModel):
         logit = load_file(folder / self.file)
         self.weights_EJ_, self.offsets_J_ = logit["weights_EJ"], logit["offsets_J"]
         fitted = json.loads((folder / self.facts_file).read_text())["fitted"]
-        language = folder / fitted / FITTED if fitted else folder / self.language_folder
+        language = folder / fitted / MODEL if fitted else folder / self.language_folder
         if not language.is_dir():
             raise RunError(
                 f"{self.name} reads the states of the language model in {language.resolve()}, which is gone. Put "

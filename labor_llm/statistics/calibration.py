@@ -14,8 +14,11 @@ from scipy.special import expit
 from labor_llm.statistics.clustered import distinct, renumbered
 from labor_llm.statistics.event_forecasts import Forecasts
 
-SINGULAR = 1e-9
-"""Smallest eigenvalue of a weighted mean of (1, x)(1, x)' p(1 - p), x standardised, that determines a line."""
+SINGULAR = 1e-7
+"""Smallest eigenvalue of a weighted mean of (1, x)(1, x)' p(1 - p), x standardised, that determines a line.
+
+Where an event never comes at one of two forecasts, the search for a line without end stops at some 1e-9.
+"""
 
 
 @dataclass(frozen=True)
