@@ -174,18 +174,27 @@ class ValidationBatches:
     ) -> None:
         self.encoded, self.batch_size, self.layout = encoded, batch_size, layout
         self._order = share.of(np.argsort(encoded.lengths, kind="stable"))
+        self._most = ceil(len(encoded) / share.devices)
 
     def share(self, share: Share) -> "ValidationBatches":
         """What one of several devices has of these careers."""
         return ValidationBatches(self.encoded, self.batch_size, self.layout, share)
 
     def __len__(self) -> int:
-        return ceil(len(self._order) / self.batch_size)
+        """As many on all devices: where weights are sharded, each takes part in the passes of the others."""
+        return ceil(self._most / self.batch_size)
 
     def __iter__(self) -> Iterator[CareerBatch]:
-        for start in range(0, len(self._order), self.batch_size):
-            chosen = self._order[start : start + self.batch_size]
-            yield collate(self.encoded, chosen, self.layout, "titles")
+        for place in range(len(self)):
+            chosen = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield collate(self.encoded, chosen, self.layout, "titles") if len(chosen) else self._empty()
+
+    def _empty(self) -> CareerBatch:
+        """A career that counts for nothing, for a device that has one fewer than others."""
+        batch = collate(self.encoded, self._order[:1], self.layout, "titles")
+        batch["labels"][:] = IGNORED
+        batch["records"][...] = 0
+        return batch
 
 
 class ScoringBatch(TypedDict):
