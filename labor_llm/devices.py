@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import pytorch_lightning as L
 import torch
@@ -24,10 +26,12 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.processes import starter
 from labor_llm.sharding import EqualPasses, Sharded
 from labor_llm.shares import Share
 from labor_llm.tracking import NoTracker, Tracker
 
+Module = TypeVar("Module", bound=L.LightningModule)
 Outputs = tuple[torch.Tensor, ...]
 """What is predicted of one batch."""
 Sent: TypeAlias = "SimpleQueue[tuple[dict[str, float], int] | logging.LogRecord]"
@@ -112,16 +116,31 @@ class OneMachine(LightningEnvironment):
             self._main_port = find_free_network_port()
         return self._main_port
 
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts them."""
+        return False
+
     def node_rank(self) -> int:
         """There is no other machine."""
         return 0
 
 
 @contextmanager
-def together(devices: int, tracker: Tracker, sharded: bool = False) -> Iterator[tuple[Strategy | str, Tracker]]:
-    """How Lightning lets so many devices work together, and what their metrics are to be told."""
-    if devices == 1:
+def together(
+    devices: int, tracker: Tracker, sharded: bool = False, nodes: int = 1
+) -> Iterator[tuple[Strategy | str, Tracker]]:
+    """How Lightning lets so many devices work together, and what their metrics are to be told.
+
+    Their processes are those that torchrun or srun started, or are started here.
+    """
+    if devices * nodes == 1:
         yield "auto", tracker
+        return
+    environment = starter(devices, nodes)
+    if environment is not None:
+        replicated = partial(DDPStrategy, cluster_environment=environment, **REPLICATED)
+        yield Sharded(devices * nodes, environment) if sharded else replicated(), tracker
         return
     sent: Sent = multiprocessing.get_context("spawn").SimpleQueue()
     strategy: Replicas | Shards = Shards(sent, devices) if sharded else Replicas(sent)
@@ -184,6 +203,15 @@ class _Launcher(_MultiProcessingLauncher):
         return _WorkerOutput(None, None, trainer.state, results, self.get_extra_results(trainer))
 
 
+def worked_on(trainer: L.Trainer, module: Module) -> Module:
+    """The module, or a copy on the same weights if it stays in this process: the trainer moves or shards it."""
+    if not _started_elsewhere(trainer):
+        return module
+    weights = [weight for weight in module.parameters() if type(weight) is torch.nn.Parameter]
+    same = {id(weight): torch.nn.Parameter(weight.detach(), weight.requires_grad) for weight in weights}
+    return deepcopy(module, same)
+
+
 def predicted(trainer: L.Trainer, module: L.LightningModule, batches: Batches) -> list[Outputs]:
     """What ``predict_step`` gives for every batch, those of one device after those of another."""
     data = Shared(predict=batches)
@@ -192,6 +220,8 @@ def predicted(trainer: L.Trainer, module: L.LightningModule, batches: Batches) -
         return list(outputs)
     if isinstance(trainer.strategy, Sharded):
         trainer.callbacks.append(EqualPasses())  # type: ignore[attr-defined]
+    if _started_elsewhere(trainer):
+        return _gathered(trainer, module, data)
     with TemporaryDirectory() as folder, raising_own_errors():
         trainer.callbacks.append(_Left(Path(folder)))  # type: ignore[attr-defined]
         trainer.predict(module, datamodule=data, return_predictions=False)
@@ -199,16 +229,41 @@ def predicted(trainer: L.Trainer, module: L.LightningModule, batches: Batches) -
         return [outputs for file in files for outputs in torch.load(file, weights_only=True)]
 
 
-class _Left(Callback):
-    """Lets each process leave what it predicted in a folder."""
+def _gathered(trainer: L.Trainer, module: L.LightningModule, data: Shared) -> list[Outputs]:
+    """What all processes predict, in each of them: they may have no folder in common."""
+    kept = _Kept()
+    trainer.callbacks.append(kept)  # type: ignore[attr-defined]
+    trainer.predict(worked_on(trainer, module), datamodule=data, return_predictions=False)
+    everything: list[Any] = [None] * trainer.world_size
+    group = torch.distributed.new_group(backend="gloo")
+    torch.distributed.all_gather_object(everything, kept.outputs, group=group)
+    torch.distributed.destroy_process_group(group)
+    return [outputs for own in everything for outputs in own]
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+
+def _started_elsewhere(trainer: L.Trainer) -> bool:
+    """Whether torchrun or srun started the processes, of which this is one."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.world_size > 1 and environment is not None and environment.creates_processes_externally
+
+
+class _Kept(Callback):
+    """Keeps what this process predicts."""
+
+    def __init__(self) -> None:
         self.outputs: list[Outputs] = []
 
     def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         if not trainer.datamodule.idle:  # type: ignore[attr-defined]
             self.outputs.append(tuple(output.cpu() for output in outputs))
+
+
+class _Left(_Kept):
+    """Lets each process leave what it predicted in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         torch.save(self.outputs, self.folder / f"{trainer.global_rank:04d}")

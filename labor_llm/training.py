@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from labor_llm import checkpoints, devices
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.precision import bfloat16_pays
+from labor_llm.processes import starter
 from labor_llm.progress import training_progress
 from labor_llm.sharding import Sharded, check_shardable, shard_for_scoring, shard_for_training
 from labor_llm.shares import Share
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 PRODUCTS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 """Precision -> the type that matrix products are computed in."""
+PARTS = "batches_of_a_step"
+"""Where a checkpoint says how many batches an optimizer step had."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -199,6 +203,19 @@ class Training(L.LightningModule):
         trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
+        checkpoint[PARTS] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count batches anew: on another number of devices, a step has more or fewer of them."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            for name, batches in counts.items():
+                steps = ceil(batches / checkpoint[PARTS])
+                missing = (
+                    steps * checkpoint[PARTS] - batches
+                )  # the last one is not complete while its step is saved
+                counts[name] = steps * self.trainer.accumulate_grad_batches - missing
+
     def load_trained(self, checkpoint: Path) -> None:
         """Take over the trained weights of a checkpoint; every one of them must be there."""
         weights = checkpoints.read_weights(checkpoint)
@@ -274,7 +291,7 @@ def train_to_best(
     valid.share(Share(0, settings.world))  # so that too few careers are found out here
     with (
         tempfile.TemporaryDirectory() as scratch,
-        devices.together(settings.devices, tracker, settings.sharded) as (strategy, reachable),
+        devices.together(settings.devices, tracker, settings.sharded, settings.nodes) as (strategy, reachable),
     ):
         kept = folder or Path(scratch)
         trainer = lightning_trainer(
@@ -294,7 +311,7 @@ def train_to_best(
         with devices.raising_own_errors():
             data = devices.Shared(train, valid)
             last = checkpoints.existing(kept / "last.ckpt")
-            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+            trainer.fit(devices.worked_on(trainer, module), datamodule=data, ckpt_path=last, weights_only=True)
         _take_best(module, kept, trainer)
 
 
@@ -319,13 +336,14 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     number = arguments.pop("devices", settings.devices)
     plugins: list[Any] = [] if isinstance(arguments["strategy"], Sharded) else [checkpoints.FileOrFolder()]
-    if number == 1:
+    if number * settings.nodes == 1:
         plugins.append(devices.OneMachine.alone())
     if settings.on_gpu and number > torch.cuda.device_count():
         raise ConfigError(f"devices={number}, but this machine has {torch.cuda.device_count()}: ask for fewer")
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=number,
+        num_nodes=settings.nodes,
         callbacks=[*callbacks, *([training_progress()] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -341,8 +359,9 @@ def predict_all(
 ) -> list[devices.Outputs]:
     """What ``predict_step`` gives for every batch, those of one device after those of another."""
     settings = module.settings
-    number = settings.devices if settings.sharded else min(settings.devices, len(batches))
-    with devices.together(number, NoTracker(), settings.sharded) as (strategy, _):
+    together = settings.sharded or starter(settings.devices, settings.nodes)
+    number = settings.devices if together else min(settings.devices, len(batches))
+    with devices.together(number, NoTracker(), settings.sharded, settings.nodes) as (strategy, _):
         how = {"devices": number, "strategy": strategy, "precision": precision, "logger": False}
         return devices.predicted(lightning_trainer(settings, progress, **how), module, batches)
 

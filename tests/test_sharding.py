@@ -1,14 +1,19 @@
 """Sharded weights: several devices learn, resume and score what one does."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import chain_panel, language
 from test_devices import Heard
+from torch.nn.functional import cross_entropy
 
+from labor_llm import checkpoints
+from labor_llm.errors import RunError
 from labor_llm.language.adapters import Lora
 from labor_llm.language.backbones import HubBackbone
+from labor_llm.language.finetune import FineTuning
 from labor_llm.models.base import Workspace, choice_set
 
 CAREERS = chain_panel(persons=23)
@@ -37,7 +42,7 @@ def fitted(devices: int, folder, *arguments, **settings):
 
 def weights_of(made) -> dict[str, np.ndarray]:
     named = made._module.model.named_parameters()
-    return {name: value.detach().float().numpy() for name, value in named if value.requires_grad}
+    return {name: value.detach().numpy() for name, value in named if value.requires_grad}
 
 
 @pytest.mark.parametrize("devices", [2, 3])
@@ -53,8 +58,45 @@ def test_sharded_weights_learn_and_predict_what_whole_ones_do(devices, tmp_path)
     np.testing.assert_allclose(several.log_probs(CAREERS), one.log_probs(CAREERS), atol=1e-3)
 
 
-def test_shards_of_one_number_of_devices_are_resumed_on_another(llama_folder, tmp_path):
-    whole, _ = fitted(1, tmp_path / "whole", llama_folder, "auto")
-    folder = tmp_path / "parts"
-    for devices, epochs in ((2, 0.5), (3, 1), (1, 2)):
-        pass
+class Exact(FineTuning):
+    """Computes in float64, so that all differences but those of rounding show; ends at a step."""
+
+    stop = 0
+
+    def __init__(self, network, *arguments) -> None:
+        super().__init__(network.double(), *arguments)
+
+    def _nll(self, batch):
+        logits = self.model(**batch["inputs"], use_cache=False).logits[:, :-1]
+        return cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+
+    def on_train_batch_end(self, *_) -> None:
+        if self.trainer.global_step == self.stop:
+            raise RunError("interrupted")
+
+
+def exact(stop: int, *arguments) -> Exact:
+    """Ends at that step, as if it were interrupted."""
+    module = Exact(*arguments)
+    module.stop = stop
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_is_resumed_on_another_number_of_devices(lora, llama_folder, tmp_path, monkeypatch):
+    settings = {"batch_size": 6, "max_epochs": 3, "checkpoint_every": 1}
+    folder = llama_folder if lora else None
+    last = tmp_path / "parts" / "last.ckpt"
+    for devices, stop in ((2, 1), (3, 3), (1, 4)):
+        monkeypatch.setattr("labor_llm.models.language.FineTuning", partial(exact, stop))
+        with pytest.raises(RunError, match="interrupted"):
+            fitted(devices, last.parent, folder, **settings)
+        assert last.is_dir() == (devices > 1)
+        assert checkpoints.read_rest(last)["global_step"] == stop
+    monkeypatch.setattr("labor_llm.models.language.FineTuning", Exact)
+    resumed, _ = fitted(2, last.parent, folder, **settings)
+    whole, _ = fitted(1, tmp_path / "whole", folder, **settings)
+    expected = weights_of(whole)
+    for name, value in weights_of(resumed).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-7, err_msg=name)
