@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -209,12 +208,8 @@ class Training(L.LightningModule):
         """Count batches anew: on another number of devices, a step has more or fewer of them."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            for name, batches in counts.items():
-                steps = ceil(batches / checkpoint[PARTS])
-                missing = (
-                    steps * checkpoint[PARTS] - batches
-                )  # the last one is not complete while its step is saved
-                counts[name] = steps * self.trainer.accumulate_grad_batches - missing
+            begun = counts["ready"] // checkpoint[PARTS] * self.trainer.accumulate_grad_batches
+            counts.update({name: begun - (counts["ready"] - batches) for name, batches in counts.items()})
 
     def load_trained(self, checkpoint: Path) -> None:
         """Take over the trained weights of a checkpoint; every one of them must be there."""
