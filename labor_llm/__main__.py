@@ -212,6 +212,8 @@ def _wants_traceback() -> bool:
 
 
 def _say(message: str) -> None:
+    if "TORCHELASTIC_RUN_ID" in environ and environ.get("RANK") != "0":  # torchrun's first process says it
+        return
     lines = message.splitlines()
     text = "".join(f"\n  {line}" for line in lines) if len(lines) > 1 else f" {message}"
     sys.stderr.write(f"labor-llm:{text}\n")

@@ -1,4 +1,4 @@
-"""Training and scoring on several devices of one machine: a process each, by Lightning's DDP."""
+"""Training and scoring on several devices: a process each, by Lightning's strategies."""
 
 import logging
 import multiprocessing
@@ -8,28 +8,36 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import pytorch_lightning as L
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment, find_free_network_port
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy, Strategy
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher, _WorkerOutput
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.processes import starter
+from labor_llm.sharding import EqualPasses, Sharded
 from labor_llm.shares import Share
 from labor_llm.tracking import NoTracker, Tracker
 
+Module = TypeVar("Module", bound=L.LightningModule)
 Outputs = tuple[torch.Tensor, ...]
 """What is predicted of one batch."""
 Sent: TypeAlias = "SimpleQueue[tuple[dict[str, float], int] | logging.LogRecord]"
 """Metrics and their step, or lines of the log, from the devices' processes."""
+REPLICATED: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+"""What DDP is told."""
 PATIENCE = 0.05
 """Seconds between two looks at what they have sent."""
 
@@ -50,6 +58,8 @@ class Shared(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.valid, self.predict = train, valid, predict
+        self.idle = False
+        """Whether the device has nothing of its own to predict."""
 
     def train_dataloader(self) -> Any:
         """Batches that know where the next one is."""
@@ -62,9 +72,12 @@ class Shared(L.LightningDataModule):
         return self.valid.share(self._own)
 
     def predict_dataloader(self) -> Any:
-        """Batches to predict."""
+        """Batches to predict; a device without any repeats those of the first, to take part in its passes."""
         assert self.predict is not None
-        return DataLoader(self.predict.share(self._own), batch_size=None)
+        own = self.predict.share(self._own)
+        self.idle = not len(own)
+        chosen = self.predict.share(Share(0, self._own.devices)) if self.idle else own
+        return DataLoader(chosen, batch_size=None)
 
     @property
     def _own(self) -> Share:
@@ -81,14 +94,57 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*sync_dist=True", module="pytorch_lightning")  # sums are over all devices
 
 
+class OneMachine(LightningEnvironment):
+    """This machine alone: the variables of a surrounding allocation change nothing."""
+
+    @classmethod
+    def alone(cls) -> "OneMachine":
+        """For a single process, which is the one that logs."""
+        environment = cls()
+        environment.set_global_rank(0)
+        return environment
+
+    @property
+    def main_address(self) -> str:
+        """The machine itself."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """A free port, the same in all processes."""
+        if self._main_port == -1:
+            self._main_port = find_free_network_port()
+        return self._main_port
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts them."""
+        return False
+
+    def node_rank(self) -> int:
+        """There is no other machine."""
+        return 0
+
+
 @contextmanager
-def together(devices: int, tracker: Tracker) -> Iterator[tuple[Strategy | str, Tracker]]:
-    """How Lightning lets so many devices work together, and what their metrics are to be told."""
-    if devices == 1:
+def together(
+    devices: int, tracker: Tracker, sharded: bool = False, nodes: int = 1
+) -> Iterator[tuple[Strategy | str, Tracker]]:
+    """How Lightning lets so many devices work together, and what their metrics are to be told.
+
+    Their processes are those that torchrun or srun started, or are started here.
+    """
+    if devices * nodes == 1:
         yield "auto", tracker
         return
+    environment = starter(devices, nodes)
+    if environment is not None:
+        replicated = partial(DDPStrategy, cluster_environment=environment, **REPLICATED)
+        yield Sharded(devices * nodes, environment) if sharded else replicated(), tracker
+        return
     sent: Sent = multiprocessing.get_context("spawn").SimpleQueue()
-    strategy, ended = Processes(sent), threading.Event()
+    strategy: Replicas | Shards = Shards(sent, devices) if sharded else Replicas(sent)
+    ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         received = pool.submit(_receive, sent, tracker, ended)
         try:
@@ -101,17 +157,13 @@ def together(devices: int, tracker: Tracker) -> Iterator[tuple[Strategy | str, T
         received.result()
 
 
-class Processes(DDPStrategy):
+class _Started(ParallelStrategy):
     """A process for each device, which this one starts: nothing else of a run is done twice."""
 
-    def __init__(self, sent: Sent) -> None:
-        self._sent = sent
-        super().__init__(
-            start_method="spawn",
-            cluster_environment=LightningEnvironment(),  # under Slurm too
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+    _sent: Sent
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Launcher(self, start_method="spawn")
 
     def stop(self) -> None:
         """End the processes that still run, so that none goes on behind a run that is over."""
@@ -126,12 +178,50 @@ class Processes(DDPStrategy):
         super().setup_environment()
 
 
+class Replicas(_Started, DDPStrategy):
+    """All weights on every device."""
+
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+        super().__init__(cluster_environment=OneMachine(), **REPLICATED)
+
+
+class Shards(_Started, Sharded):
+    """A part of the weights on every device."""
+
+    def __init__(self, sent: Sent, devices: int) -> None:
+        self._sent = sent
+        super().__init__(devices, OneMachine())
+
+
+class _Launcher(_MultiProcessingLauncher):
+    """Brings no weights back: the best ones are in a checkpoint."""
+
+    def _collect_rank_zero_results(self, trainer: L.Trainer, results: Any) -> _WorkerOutput | None:
+        if self._strategy.local_rank != 0:
+            return None
+        return _WorkerOutput(None, None, trainer.state, results, self.get_extra_results(trainer))
+
+
+def worked_on(trainer: L.Trainer, module: Module) -> Module:
+    """The module, or a copy on the same weights if it stays in this process: the trainer moves or shards it."""
+    if not _started_elsewhere(trainer):
+        return module
+    weights = [weight for weight in module.parameters() if type(weight) is torch.nn.Parameter]
+    same = {id(weight): torch.nn.Parameter(weight.detach(), weight.requires_grad) for weight in weights}
+    return deepcopy(module, same)
+
+
 def predicted(trainer: L.Trainer, module: L.LightningModule, batches: Batches) -> list[Outputs]:
     """What ``predict_step`` gives for every batch, those of one device after those of another."""
     data = Shared(predict=batches)
-    if trainer.num_devices == 1:
+    if trainer.world_size == 1:
         outputs: Any = trainer.predict(module, datamodule=data)
         return list(outputs)
+    if isinstance(trainer.strategy, Sharded):
+        trainer.callbacks.append(EqualPasses())  # type: ignore[attr-defined]
+    if _started_elsewhere(trainer):
+        return _gathered(trainer, module, data)
     with TemporaryDirectory() as folder, raising_own_errors():
         trainer.callbacks.append(_Left(Path(folder)))  # type: ignore[attr-defined]
         trainer.predict(module, datamodule=data, return_predictions=False)
@@ -139,15 +229,41 @@ def predicted(trainer: L.Trainer, module: L.LightningModule, batches: Batches) -
         return [outputs for file in files for outputs in torch.load(file, weights_only=True)]
 
 
-class _Left(Callback):
-    """Lets each process leave what it predicted in a folder."""
+def _gathered(trainer: L.Trainer, module: L.LightningModule, data: Shared) -> list[Outputs]:
+    """What all processes predict, in each of them: they may have no folder in common."""
+    kept = _Kept()
+    trainer.callbacks.append(kept)  # type: ignore[attr-defined]
+    trainer.predict(worked_on(trainer, module), datamodule=data, return_predictions=False)
+    everything: list[Any] = [None] * trainer.world_size
+    group = torch.distributed.new_group(backend="gloo")
+    torch.distributed.all_gather_object(everything, kept.outputs, group=group)
+    torch.distributed.destroy_process_group(group)
+    return [outputs for own in everything for outputs in own]
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+
+def _started_elsewhere(trainer: L.Trainer) -> bool:
+    """Whether torchrun or srun started the processes, of which this is one."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.world_size > 1 and environment is not None and environment.creates_processes_externally
+
+
+class _Kept(Callback):
+    """Keeps what this process predicts."""
+
+    def __init__(self) -> None:
         self.outputs: list[Outputs] = []
 
     def on_predict_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        self.outputs.append(tuple(output.cpu() for output in outputs))
+        if not trainer.datamodule.idle:  # type: ignore[attr-defined]
+            self.outputs.append(tuple(output.cpu() for output in outputs))
+
+
+class _Left(_Kept):
+    """Lets each process leave what it predicted in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
 
     def on_predict_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         torch.save(self.outputs, self.folder / f"{trainer.global_rank:04d}")

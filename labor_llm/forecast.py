@@ -28,7 +28,8 @@ def forecast(cfg: DictConfig) -> None:
     fitted = Path(cfg.run).resolve()
     config = run_folder.fitting_run(fitted)
     cutoff = _checked(cfg, config)
-    config["model"].get("trainer", {}).update({"devices": 1})  # a year's records are too few for several
+    alone = {"devices": 1, "nodes": 1}  # a year's records are too few for several
+    config["model"].get("trainer", {}).update(alone)
     parts = build(OmegaConf.create(config), ["dataset", "model"])
     careers: Careers = read_prepared(parts["dataset"], fitted.parents[2])
     _warn_of_later_records(careers, config.get("known_until"), cutoff)

@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from labor_llm.evaluate import evaluate
 from labor_llm.models.base import OccupationModel, Workspace, choice_set
 from labor_llm.predictions import Predictions
 from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
+from labor_llm.processes import Processes, joined
 from labor_llm.splits import Split, Splits
-from labor_llm.tracking import JsonLines, Tracker
+from labor_llm.tracking import JsonLines, NoTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,17 @@ DECISIVE = ("dataset", "model", "predict", "keep_distribution", "known_until", "
 """The parts of a config on which a run's results depend, but for the following keys."""
 SAMPLES = ("train_persons", "valid_persons", "test_persons")
 """Keys that decide only where they are set: runs from before there were samples keep their hash."""
+TRAINERS = ("model.trainer", "model.language.trainer")
+"""Where the settings of a network's training stand in a config."""
 INDIFFERENT = (
     "dataset.raw",
     *(
         f"{model}.{key}"
         for model in ("model", "model.language")
-        for key in ("trainer.checkpoint_every", "trainer.accelerator", "scoring.max_tokens")
+        for key in (
+            *(f"trainer.{name}" for name in ("checkpoint_every", "accelerator", "devices", "nodes", "strategy")),
+            "scoring.max_tokens",
+        )
     ),
 )
 
@@ -44,21 +50,27 @@ INDIFFERENT = (
 def run(cfg: DictConfig) -> float | None:
     """Fit, predict and evaluate one model; returns the perplexity, for sweepers.
 
-    The same command again skips a run that is complete and resumes one that is not.
+    The same command again skips a run that is complete and resumes one that is not. Processes that torchrun or
+    srun started take part in fitting and predicting.
     """
+    with _processes(cfg) as processes:
+        return _run(cfg, processes)
+
+
+def _run(cfg: DictConfig, processes: Processes) -> float | None:
     _check(cfg, ("test", "valid"))
     cfg = with_components(with_fitted_language(cfg))
     parts = build(cfg, ["dataset", "model", "tracker"])
     dataset, model = parts["dataset"], parts["model"]
-    careers = read_prepared(dataset, Path(cfg.outputs))
+    careers = processes.after_first(lambda: read_prepared(dataset, Path(cfg.outputs)))
     config = _plain(cfg)
     _check_components(config, careers)
-    folder = _folder(config, careers)
-    if run_folder.is_complete(folder):
+    folder = processes.from_first(lambda: _folder(config, careers))
+    if processes.from_first(lambda: run_folder.is_complete(folder)):
         logger.info("already complete: %s", folder)
     else:
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
-        with run_folder.held(folder), _tracked(parts["tracker"].start(folder, config | provenance)) as tracker:
+        with _held(folder, parts["tracker"], config | provenance, processes) as tracker:
             splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
             chosen = getattr(splits, cfg.predict)
             predicted = _sample(dataset.split, chosen, cfg.predict, "test_persons", config)
@@ -67,14 +79,15 @@ def run(cfg: DictConfig) -> float | None:
                 train=_sample(dataset.split, splits.train, "train", "train_persons", config),
                 valid=_sample(dataset.split, splits.valid, "valid", "valid_persons", config),
             )
-            workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, True, _tokens(config, careers))
+            tokens = _tokens(config, careers)
+            workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, processes.first, tokens)
             if _needs_language(model, config, folder):
                 model.fitted = _run_of_language(config, careers)
-            seconds = _fit_or_load(model, splits, folder, workspace)
+            seconds = _fit_or_load(model, splits, folder, workspace, processes)
             facts: dict[str, Any] = {"training_persons": splits.train.persons, "seconds": seconds}
-            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
-            shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
-    return _perplexity(folder)
+            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts, processes)
+            processes.from_first(lambda: shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True))
+    return processes.from_first(lambda: _perplexity(folder))
 
 
 def with_fitted_language(cfg: DictConfig) -> DictConfig:
@@ -171,28 +184,52 @@ def score(cfg: DictConfig) -> float | None:
     config |= {key: cfg[key] for key in ("predict", "test_persons", "keep_distribution")} | {"fitted": str(fitted)}
     config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
     merged = OmegaConf.create(config)
-    where = {key: cfg[key] for key in ("accelerator", "devices") if cfg[key] is not None}
-    trainers = [key for key in ("model.trainer", "model.language.trainer") if OmegaConf.select(merged, key)]
+    where = {key: cfg[key] for key in ("accelerator", "devices", "nodes", "strategy") if cfg[key] is not None}
+    trainers = [key for key in TRAINERS if OmegaConf.select(merged, key)]
     if where and not trainers:
         raise ConfigError(f"{config['name']} is no network: leave out {' and '.join(where)}.")
     for trainer in trainers:  # where it is computed changes no result
         OmegaConf.update(merged, trainer, where)
-    _check(merged, ("test", "valid", "all"))
-    parts = build(merged, ["dataset", "model"])
-    careers = read_prepared(parts["dataset"], Path(config["outputs"]))
-    folder = _folder(config, careers)
-    if run_folder.is_complete(folder):
+    with _processes(merged) as processes:
+        return _score(merged, config, fitted, processes)
+
+
+def _score(cfg: DictConfig, config: dict[str, Any], fitted: Path, processes: Processes) -> float | None:
+    _check(cfg, ("test", "valid", "all"))
+    parts = build(cfg, ["dataset", "model"])
+    careers = processes.after_first(lambda: read_prepared(parts["dataset"], Path(cfg.outputs)))
+    folder = processes.from_first(lambda: _folder(config, careers))
+    if processes.from_first(lambda: run_folder.is_complete(folder)):
         logger.info("already complete: %s", folder)
     else:
         split = parts["dataset"].split
         chosen = careers if cfg.predict == "all" else getattr(split(careers), cfg.predict)
-        with run_folder.held(folder), _tracked(JsonLines().start(folder, config)) as tracker:
+        with _held(folder, JsonLines(), config, processes) as tracker:
             predicted = _sample(split, chosen, cfg.predict, "test_persons", config)
             model = parts["model"].load(fitted / run_folder.MODEL)
-            workspace = Workspace(None, tracker, True, _tokens(config, careers))
+            workspace = Workspace(None, tracker, processes.first, _tokens(config, careers))
             facts: dict[str, Any] = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
-            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts)
-    return _perplexity(folder)
+            _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts, processes)
+    return processes.from_first(lambda: _perplexity(folder))
+
+
+def _processes(cfg: DictConfig) -> AbstractContextManager[Processes]:
+    """Those that torchrun or srun started for the devices of a run's network; else this one alone."""
+    trainers = (OmegaConf.select(cfg, key) for key in TRAINERS)
+    trainer: Mapping[str, Any] = next((each for each in trainers if each is not None), {})
+    numbers = (trainer.get(key) for key in ("devices", "nodes"))
+    devices, nodes = (number if isinstance(number, int) and number > 0 else 1 for number in numbers)
+    return joined(devices, nodes, on_gpu=trainer.get("accelerator") != "cpu")
+
+
+@contextmanager
+def _held(folder: Path, tracker: Any, config: Mapping[str, Any], processes: Processes) -> Iterator[Tracker]:
+    """The run folder and its tracker, for the first process; the others write nothing."""
+    if not processes.first:
+        yield NoTracker()
+        return
+    with run_folder.held(folder), _tracked(tracker.start(folder, config)) as started:
+        yield started
 
 
 def _tokens(config: Mapping[str, Any], careers: Careers) -> Path:
@@ -200,7 +237,9 @@ def _tokens(config: Mapping[str, Any], careers: Careers) -> Path:
     return Path(config["outputs"]) / careers.dataset / "tokens"
 
 
-def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, workspace: Workspace) -> dict[str, float]:
+def _fit_or_load(
+    model: OccupationModel, splits: Splits, folder: Path, workspace: Workspace, processes: Processes
+) -> dict[str, float]:
     """Fit the model and save it, or load it if that was done before; the seconds of a fit in one go."""
     saved, checkpoints = folder / run_folder.MODEL, workspace.folder
     assert checkpoints is not None
@@ -212,11 +251,16 @@ def _fit_or_load(model: OccupationModel, splits: Splits, folder: Path, workspace
     started = time.perf_counter()
     model.fit(splits.train, splits.valid, choice_set(splits.train), workspace)
     seconds = {} if resumed else {"fit": time.perf_counter() - started}
-    partial = saved.with_name("model.partial")
+    processes.from_first(lambda: _save(model, saved))
+    return seconds
+
+
+def _save(model: OccupationModel, folder: Path) -> None:
+    """Write a fitted model whole or not at all."""
+    partial = folder.with_name("model.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save(partial)
-    partial.replace(saved)
-    return seconds
+    partial.replace(folder)
 
 
 def _evaluate(
@@ -227,6 +271,7 @@ def _evaluate(
     folder: Path,
     workspace: Workspace,
     facts: dict[str, Any],
+    processes: Processes,
 ) -> None:
     """Predict, evaluate, write the results, and mark the run as complete.
 
@@ -235,6 +280,8 @@ def _evaluate(
     """
     started = time.perf_counter()
     probabilities = model.predict(careers, workspace)
+    if not processes.first:
+        return
     facts["seconds"]["score"] = time.perf_counter() - started
     predictions = Predictions.of(careers, model.choice_set, probabilities, config["keep_distribution"])
     del probabilities  # gigabytes of a large panel, and the table has its own

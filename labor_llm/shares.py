@@ -28,8 +28,8 @@ class Share:
     def _check(self, careers: int) -> None:
         if careers < self.devices:
             raise ConfigError(
-                f"trainer.devices={self.devices}, but there are {careers} careers to share among them: in an "
-                f"optimizer step (trainer.batch_size), for validation, or at all. Use fewer devices."
+                f"trainer.devices times trainer.nodes is {self.devices}, but there are {careers} careers to share "
+                "among them: in an optimizer step (trainer.batch_size), for validation, or at all. Use fewer."
             )
 
 

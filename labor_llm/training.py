@@ -13,15 +13,18 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 from transformers.utils import logging as transformers_logging
 
-from labor_llm import devices
+from labor_llm import checkpoints, devices
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.precision import bfloat16_pays
+from labor_llm.processes import starter
 from labor_llm.progress import training_progress
+from labor_llm.sharding import Sharded, check_shardable, shard_for_scoring, shard_for_training
 from labor_llm.shares import Share
 from labor_llm.tracking import NoTracker, Tracker
 
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 PRODUCTS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 """Precision -> the type that matrix products are computed in."""
+PARTS = "batches_of_a_step"
+"""Where a checkpoint says how many batches an optimizer step had."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -64,13 +69,26 @@ class LoopSettings:
     """Let a GPU round what float32 products multiply to 10 bits: faster where the precision is 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(default=1, ge=1)
-    """GPUs of this machine, or processes on its CPU where there is none, that share the careers of every step."""
+    """GPUs of a machine, or processes on its CPU where there is none, that share the careers of every step."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines with as many devices each; torchrun or srun starts the processes of several."""
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("accelerator is gpu, but PyTorch finds no CUDA GPU on this machine; use auto or cpu")
-        if self.batch_size % self.devices:
-            raise ValueError(f"batch_size must be a multiple of devices, {self.devices}, got {self.batch_size}")
+        if self.batch_size % self.world:
+            times_nodes = f" times nodes, {self.world}" if self.nodes > 1 else f", {self.world}"
+            raise ValueError(f"batch_size must be a multiple of devices{times_nodes}, got {self.batch_size}")
+
+    @property
+    def world(self) -> int:
+        """Devices of all machines."""
+        return self.devices * self.nodes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each device has a part of the weights, instead of all of them."""
+        return False
 
     @property
     def on_gpu(self) -> bool:
@@ -103,6 +121,15 @@ class Training(L.LightningModule):
         self.model, self.total_steps, self.seed = model, total_steps, seed
         self.strict_loading = False  # checkpoints hold what is trained; load_trained checks the names
         self.valid_nll, self.valid_records = (SumMetric(nan_strategy="disable") for _ in range(2))
+
+    def configure_model(self) -> None:
+        """Leave each device its part of the weights, if they are sharded."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded):
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                shard_for_training(self, self.layers, strategy.mesh)
+            else:
+                shard_for_scoring(self.model, self.layers, strategy.mesh)
 
     def setup(self, stage: str) -> None:
         """How products are rounded, in every process."""
@@ -175,9 +202,18 @@ class Training(L.LightningModule):
         trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
+        checkpoint[PARTS] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count batches anew: on another number of devices, a step has more or fewer of them."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            begun = counts["ready"] // checkpoint[PARTS] * self.trainer.accumulate_grad_batches
+            counts.update({name: begun - (counts["ready"] - batches) for name, batches in counts.items()})
+
     def load_trained(self, checkpoint: Path) -> None:
         """Take over the trained weights of a checkpoint; every one of them must be there."""
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        weights = checkpoints.read_weights(checkpoint)
         trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
         if set(weights) != trained:
             raise RuntimeError(f"{checkpoint} does not hold the trained weights of this model")
@@ -244,19 +280,20 @@ def train_to_best(
     """
     settings = module.settings
     module.check_layers()
-    one = train.share(Share(0, settings.devices))
-    valid.share(Share(0, settings.devices))  # so that too few careers are found out here
+    if settings.sharded:
+        check_shardable(module)
+    one = train.share(Share(0, settings.world))
+    valid.share(Share(0, settings.world))  # so that too few careers are found out here
     with (
         tempfile.TemporaryDirectory() as scratch,
-        devices.together(settings.devices, tracker) as (strategy, reachable),
+        devices.together(settings.devices, tracker, settings.sharded, settings.nodes) as (strategy, reachable),
     ):
-        checkpoints = folder or Path(scratch)
-        last = checkpoints / "last.ckpt"
+        kept = folder or Path(scratch)
         trainer = lightning_trainer(
             settings,
             progress,
             strategy=strategy,
-            callbacks=_fitting_callbacks(settings, checkpoints, module.monitor),
+            callbacks=_fitting_callbacks(settings, kept, module.monitor),
             logger=TrackerLogger(reachable),
             max_epochs=settings.max_epochs,
             accumulate_grad_batches=one.parts,
@@ -268,22 +305,23 @@ def train_to_best(
         logger.info("products are computed in %s", PRODUCTS[settings.resolved_precision])
         with devices.raising_own_errors():
             data = devices.Shared(train, valid)
-            trainer.fit(module, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-        _take_best(module, checkpoints, trainer)
+            last = checkpoints.existing(kept / "last.ckpt")
+            trainer.fit(devices.worked_on(trainer, module), datamodule=data, ckpt_path=last, weights_only=True)
+        _take_best(module, kept, trainer)
 
 
-def _take_best(module: Training, checkpoints: Path, trainer: L.Trainer) -> None:
+def _take_best(module: Training, folder: Path, trainer: L.Trainer) -> None:
     """Take over the weights of the best validation, as its file has them; a RunError if none was a number."""
     best = trainer.checkpoint_callback
     assert isinstance(best, ModelCheckpoint)
-    last = torch.load(checkpoints / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    last = checkpoints.read_rest(folder / "last.ckpt")
     score = last["callbacks"][best.state_key]["best_model_score"]
     if score is None or not torch.isfinite(score):
         raise RunError(
             f"training diverged: {module.monitor} was never a number up to step {last['global_step']}. "
             f"Lower {module.settings_key}.learning_rate (now {module.settings.learning_rate})."
         )
-    module.load_trained(checkpoints / "best.ckpt")
+    module.load_trained(folder / "best.ckpt")
 
 
 def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) -> L.Trainer:
@@ -292,16 +330,21 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
     transformers_logging.disable_progress_bar()
     callbacks: list[Callback] = arguments.pop("callbacks", [])
     number = arguments.pop("devices", settings.devices)
+    plugins: list[Any] = [] if isinstance(arguments["strategy"], Sharded) else [checkpoints.FileOrFolder()]
+    if number * settings.nodes == 1:
+        plugins.append(devices.OneMachine.alone())
     if settings.on_gpu and number > torch.cuda.device_count():
         raise ConfigError(f"devices={number}, but this machine has {torch.cuda.device_count()}: ask for fewer")
     return L.Trainer(
         accelerator="gpu" if settings.on_gpu else "cpu",
         devices=number,
+        num_nodes=settings.nodes,
         callbacks=[*callbacks, *([training_progress()] if progress else [])],
         enable_progress_bar=progress,
         enable_model_summary=False,
         enable_checkpointing=bool(callbacks),
         use_distributed_sampler=False,
+        plugins=plugins,
         **arguments,
     )
 
@@ -310,10 +353,12 @@ def predict_all(
     module: Training, batches: devices.Batches, precision: Literal["32-true", "bf16-mixed"], progress: bool
 ) -> list[devices.Outputs]:
     """What ``predict_step`` gives for every batch, those of one device after those of another."""
-    number = min(module.settings.devices, len(batches))
-    with devices.together(number, NoTracker()) as (strategy, _):
+    settings = module.settings
+    together = settings.sharded or starter(settings.devices, settings.nodes)
+    number = settings.devices if together else min(settings.devices, len(batches))
+    with devices.together(number, NoTracker(), settings.sharded, settings.nodes) as (strategy, _):
         how = {"devices": number, "strategy": strategy, "precision": precision, "logger": False}
-        return devices.predicted(lightning_trainer(module.settings, progress, **how), module, batches)
+        return devices.predicted(lightning_trainer(settings, progress, **how), module, batches)
 
 
 class ResumePoint(Checkpoint):

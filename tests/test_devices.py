@@ -16,7 +16,7 @@ from conftest import chain_panel, language
 from small_networks import COVARIATES, trainer
 from torch.multiprocessing.spawn import spawn
 
-from labor_llm.devices import Processes, raising_own_errors, together
+from labor_llm.devices import Replicas, raising_own_errors, together
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.language.batches import IGNORED, ScoringBatches, TrainingBatches, ValidationBatches
 from labor_llm.language.scoring import ExactScoring
@@ -107,9 +107,9 @@ def map_shares(devices: int) -> list[Share]:
 
 
 def test_too_few_careers_for_the_devices(encoded):
-    with pytest.raises(ConfigError, match=r"trainer\.devices=30, but there are 23 careers"):
+    with pytest.raises(ConfigError, match="is 30, but there are 23 careers"):
         ValidationBatches(encoded, 4).share(Share(0, 30))
-    with pytest.raises(ConfigError, match=r"trainer\.devices=4, but there are 3 careers"):
+    with pytest.raises(ConfigError, match="is 4, but there are 3 careers"):
         TrainingBatches(encoded, 3, 3, "all", 1).share(Share(0, 4))
 
 
@@ -166,7 +166,7 @@ def test_a_mistake_found_on_a_device_is_raised_as_what_it_is():
         spawn(fail)
 
 
-def log(rank: int, strategy: Processes, tracker: Tracker) -> None:
+def log(rank: int, strategy: Replicas, tracker: Tracker) -> None:
     """As a device's process does."""
     os.environ["LOCAL_RANK"] = str(rank)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -203,7 +203,7 @@ def test_a_tracker_that_fails_is_heard_of_after_the_work():
 
 
 def test_no_process_goes_on_after_an_interruption():
-    with patch.object(Processes, "stop", autospec=True) as stop:
+    with patch.object(Replicas, "stop", autospec=True) as stop:
         with pytest.raises(KeyboardInterrupt), together(2, Heard()) as (strategy, _):
             raise KeyboardInterrupt
         stop.assert_called_once_with(strategy)

@@ -26,6 +26,8 @@ COMPUTED = (
     ".keep_distribution",
     ".trainer.accelerator",
     ".trainer.devices",
+    ".trainer.nodes",
+    ".trainer.strategy",
     ".trainer.checkpoint_every",
     ".scoring.max_tokens",
 )

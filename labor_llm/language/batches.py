@@ -156,14 +156,14 @@ class TrainingBatches:
         return sum(int(self.encoded.in_title_T[start:end].sum()) for start, end in zip(starts, ends, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is."""
+        """Where the next step is, on any number of devices."""
         if self.batch == len(self):
-            return {"epoch": self.epoch + 1, "batch": 0}
-        return {"epoch": self.epoch, "batch": self.batch}
+            return {"epoch": self.epoch + 1, "step": 0}
+        return {"epoch": self.epoch, "step": self.batch // self.parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on there."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.epoch, self.batch = state["epoch"], state["step"] * self.parts
 
 
 class ValidationBatches:
@@ -174,18 +174,27 @@ class ValidationBatches:
     ) -> None:
         self.encoded, self.batch_size, self.layout = encoded, batch_size, layout
         self._order = share.of(np.argsort(encoded.lengths, kind="stable"))
+        self._most = ceil(len(encoded) / share.devices)
 
     def share(self, share: Share) -> "ValidationBatches":
         """What one of several devices has of these careers."""
         return ValidationBatches(self.encoded, self.batch_size, self.layout, share)
 
     def __len__(self) -> int:
-        return ceil(len(self._order) / self.batch_size)
+        """As many on all devices: where weights are sharded, each takes part in the passes of the others."""
+        return ceil(self._most / self.batch_size)
 
     def __iter__(self) -> Iterator[CareerBatch]:
-        for start in range(0, len(self._order), self.batch_size):
-            chosen = self._order[start : start + self.batch_size]
-            yield collate(self.encoded, chosen, self.layout, "titles")
+        for place in range(len(self)):
+            chosen = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield collate(self.encoded, chosen, self.layout, "titles") if len(chosen) else self._empty()
+
+    def _empty(self) -> CareerBatch:
+        """A career that counts for nothing, for a device that has one fewer than others."""
+        batch = collate(self.encoded, self._order[:1], self.layout, "titles")
+        batch["labels"][:] = IGNORED
+        batch["records"][...] = 0
+        return batch
 
 
 class ScoringBatch(TypedDict):

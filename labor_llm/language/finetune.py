@@ -54,6 +54,12 @@ class TrainerSettings(LoopSettings):
     """Learn to write the whole text, or only the titles in it."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps in which the learning rate rises."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices work together. ddp, and auto: each has all weights. fsdp: each has a part of them."""
+
+    @property
+    def sharded(self) -> bool:
+        return self.strategy == "fsdp" and self.world > 1
 
 
 class FineTuning(Training):

@@ -149,14 +149,14 @@ class CodeTrainingBatches:
             yield collate(self.coded, self.own.of(chosen), records)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is."""
+        """Where the next step is, on any number of devices."""
         if self.batch == len(self):
-            return {"epoch": self.epoch + 1, "batch": 0}
-        return {"epoch": self.epoch, "batch": self.batch}
+            return {"epoch": self.epoch + 1, "step": 0}
+        return {"epoch": self.epoch, "step": self.batch // self.parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on there."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.epoch, self.batch = state["epoch"], state["step"] * self.parts
 
 
 class CodeScoringBatches(Dataset[CodeBatch]):
