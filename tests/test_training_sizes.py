@@ -140,11 +140,17 @@ def test_the_table_has_an_arm_a_row(folder):
 
 def test_curves_lie_where_the_numbers_are(folder):
     table = of(folder)
-    left, right = learning_curve_plot(table, "career").axes[:2]
-    assert len(left.containers) == len(right.containers) == 4
+    figure = learning_curve_plot(table, "career")
+    left, right = figure.axes
+    assert len(left.containers) == 3  # one arm has one number alone
+    assert figure.legends[0].get_title().get_text() == "1 at one number alone: see the table"
     drawn = {bars.get_label(): bars.lines[0].get_ydata().tolist() for bars in left.containers}
     for arm, values in drawn.items():
         assert values == table.filter(arm=arm).sort("training_persons")["perplexity"].to_list()
+    differences = table.filter(arm="nano-title").sort("training_persons")["difference"].to_list()
+    assert differences in [bars.lines[0].get_ydata().tolist() for bars in right.containers]
+    one = learning_curve_plot(table.filter(training_persons=4925), "career")
+    assert len(one.axes[0].containers) == 4
     assert [label.get_text() for label in left.get_xticklabels()] == ["500", "1,000", "4,925"]
 
 

@@ -64,17 +64,20 @@ def learning_curve_plot(table: pl.DataFrame, reference: str) -> Figure:
     """Perplexity, and the difference to the reference, over the number of training persons, a line for every arm.
 
     ``table``: that of ``training_sizes.learning_curves``. Bars are 95% intervals by the normal distribution; those
-    of perplexities are of the same test persons and move together, those of differences are of pairs.
+    of perplexities are of the same test persons and move together, those of differences are of pairs. Arms at one
+    number alone, such as models off the shelf, are far from the others and have no curve: the legend counts them.
     """
-    arms = table.sort("training_persons", "perplexity", descending=[True, False])["arm"].unique(
-        maintain_order=True
-    )
+    drawn = table.filter(pl.len().over("arm") > 1)
+    drawn = table if drawn.is_empty() else drawn
+    left_out = table["arm"].n_unique() - drawn["arm"].n_unique()
+    largest = drawn.sort("training_persons", "perplexity", descending=[True, False])
+    arms = largest["arm"].unique(maintain_order=True)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         for place, arm in enumerate(arms):
             shift = 1 + SHIFT * (place - (len(arms) - 1) / 2)
-            of_arm = table.filter(pl.col("arm") == arm).sort("training_persons")
+            of_arm = drawn.filter(pl.col("arm") == arm).sort("training_persons")
             for axes, key in ((left, "perplexity"), (right, "difference")):
                 _with_bars(axes, of_arm.drop_nulls(key), key, shift, place)
         right.axhline(0, color="gray", linewidth=0.8, linestyle="--")
@@ -83,8 +86,10 @@ def learning_curve_plot(table: pl.DataFrame, reference: str) -> Figure:
         left.yaxis.set_major_formatter(ScalarFormatter())
         left.yaxis.set_minor_formatter(ScalarFormatter())
         for axes in (left, right):
-            _sizes_axis(axes, table["training_persons"].unique().sort().to_list())
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+            _sizes_axis(axes, drawn["training_persons"].unique().sort().to_list())
+        title = f"{left_out} at one number alone: see the table" if left_out else None
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, title=title)
     return figure
 
 
