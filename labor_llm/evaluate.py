@@ -138,8 +138,9 @@ def differing_records(a: Predictions, b: Predictions) -> int:
 def paired_difference(a: Predictions, b: Predictions) -> PairedDifference:
     """Compare the log scores of two models, record by record; a RunError if the records differ.
 
-    Records outside the choice set of either are left out. For panels what Diebold and Mariano (1995) test for
-    a time series: the mean difference of a proper score, with errors clustered by person.
+    Records outside the choice set of either are left out. A model that scored realized occupations only is
+    compared by its raw probabilities, ``Predictions.log_scores``. For panels what Diebold and Mariano (1995) test
+    for a time series: the mean difference of a proper score, with errors clustered by person.
     """
     joined = _joined(a, b)
     if count := joined["differs"].sum():
@@ -154,7 +155,7 @@ def paired_difference(a: Predictions, b: Predictions) -> PairedDifference:
 
 def _joined(a: Predictions, b: Predictions) -> pl.DataFrame:
     key = ["person_id", "year"]
-    left, right = (x.table.select(*key, "occupation", "log_prob") for x in (a, b))
+    left, right = (x.table.select(*key, "occupation", log_prob=x.log_scores) for x in (a, b))
     joined = left.join(right, on=key, how="full", suffix="_b", coalesce=True, maintain_order="left_right")
     return joined.with_columns(differs=pl.col("occupation").ne_missing(pl.col("occupation_b")))
 

@@ -137,6 +137,19 @@ class Predictions:
             table = table.with_columns(log_probs=_distribution(log_probs_NJ))
         return cls(table, tuple(choice_set))
 
+    @property
+    def realized_only(self) -> bool:
+        """Whether only the realized occupation was scored, so that there are no normalized probabilities."""
+        return bool(self.table["log_prob"].is_null().all() and self.table["log_prob_raw"].is_not_null().any())
+
+    @property
+    def log_scores(self) -> pl.Series:
+        """``log_prob``, or ``log_prob_raw`` where only the realized occupation was scored.
+
+        Raw probabilities of a choice set sum to at most one, so normalization can only raise them.
+        """
+        return self.table["log_prob_raw" if self.realized_only else "log_prob"]
+
     def write(self, path: Path) -> None:
         """Write a Parquet file, whole or not at all."""
         partial = path.with_name(f"{path.name}.partial")

@@ -172,21 +172,37 @@ class Bounded(Empirical):
 
 
 class Realized(Empirical):
-    """Scores what happened, and nothing else."""
+    """Scores what happened, and nothing else; nine tenths of its probability are titles."""
 
     def _predict(self, careers, workspace):
-        return RealizedProbabilities(np.zeros(len(careers)))
+        whole = super()._predict(careers, workspace)
+        places = [self.choice_set.index(code) for code in careers.table["occupation"]]
+        return RealizedProbabilities(whole.log_probs_NJ[np.arange(len(places)), places] + np.log(0.9))
 
 
-def test_a_bound_counts_with_its_weight_and_realized_scores_are_refused(runs):
+def test_a_bound_counts_with_its_weight(runs):
     model = mixture(runs)
     model.components["empirical"] = Bounded()
     found = model.fit(TRAIN, VALID, CHOICES).predict(TEST)
     np.testing.assert_allclose(found.error_bound_N, 0.1 * model.weights_GK_[0, 1])
     assert (found.log_mass_N == 0).all()
+
+
+def test_with_a_component_that_scores_what_happened_the_mixture_does_too(runs):
+    whole, model = mixture(runs), mixture(runs)
     model.components["empirical"] = Realized()
-    with pytest.raises(ConfigError, match="scoring=realized has no distribution to mix"):
-        model.fit(TRAIN, VALID, CHOICES)
+    whole.fit(TRAIN, VALID, CHOICES)
+    model.fit(TRAIN, VALID, CHOICES)
+    weights = model.weights_GK_[0]
+    assert weights[1] < whole.weights_GK_[0, 1]  # it gave less to what happened
+    found = model.predict(TEST)
+    assert isinstance(found, RealizedProbabilities)
+    places = [CHOICES.index(code) for code in TEST.table["occupation"]]
+    markov, empirical = (
+        component.log_probs(TEST)[np.arange(len(places)), places] for component in whole.components.values()
+    )
+    expected = np.logaddexp(np.log(weights[0]) + markov, np.log(weights[1]) + np.log(0.9) + empirical)
+    np.testing.assert_allclose(found.log_prob_raw_N, expected, rtol=1e-6)
 
 
 @pytest.fixture

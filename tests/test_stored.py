@@ -10,7 +10,7 @@ from conftest import CHOICES, TEST, TRAIN, VALID
 from made_up_runs import write_run
 
 from labor_llm.models.markov import Markov
-from labor_llm.models.stored import stored_distribution
+from labor_llm.models.stored import stored_predictions
 from labor_llm.predictions import Predictions
 
 MODEL = Markov().fit(TRAIN, VALID, CHOICES)
@@ -31,10 +31,10 @@ def run(tmp_path) -> Path:
 
 
 def test_predictions_of_the_run_itself_are_taken(run):
-    found = stored_distribution(run, TEST, CHOICES)
+    found = stored_predictions(run, TEST, CHOICES)
     np.testing.assert_allclose(found.log_probs_NJ, MODEL.log_probs(TEST), atol=1e-5)
     assert found.error_bound_N is None
-    assert stored_distribution(run, VALID, CHOICES) is None
+    assert stored_predictions(run, VALID, CHOICES) is None
 
 
 def test_those_of_a_score_beside_it_are_taken_also_of_more_persons_and_after_a_move(run, tmp_path):
@@ -44,7 +44,7 @@ def test_those_of_a_score_beside_it_are_taken_also_of_more_persons_and_after_a_m
         fitted=f"/before/{run.name}",
         model=EXACT | {"scoring": EXACT["scoring"] | {"max_tokens": 9}},
     )
-    found = stored_distribution(run, FEW, CHOICES)
+    found = stored_predictions(run, FEW, CHOICES)
     np.testing.assert_allclose(found.log_probs_NJ, MODEL.log_probs(FEW), atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_others_are_not_taken(run, changes):
     )
     if changes.get("complete") is False:
         (folder / "complete").unlink()
-    assert stored_distribution(run, VALID, CHOICES) is None
+    assert stored_predictions(run, VALID, CHOICES) is None
 
 
 @pytest.mark.parametrize(
@@ -79,16 +79,16 @@ def test_others_are_not_taken(run, changes):
 )
 def test_other_records_are_not_taken_for_these(run, change):
     changed = replace(TEST, table=TEST.table.with_columns(**change))
-    assert stored_distribution(run, changed, CHOICES) is None
+    assert stored_predictions(run, changed, CHOICES) is None
 
 
 def test_a_career_with_fewer_records_or_another_choice_set_is_predicted_anew(run):
-    assert stored_distribution(run, replace(TEST, table=TEST.table.filter(pl.col("year") > 1980)), CHOICES) is None
-    assert stored_distribution(run, TEST, CHOICES[::-1]) is None
+    assert stored_predictions(run, replace(TEST, table=TEST.table.filter(pl.col("year") > 1980)), CHOICES) is None
+    assert stored_predictions(run, TEST, CHOICES[::-1]) is None
 
 
 def test_bounds_of_pruned_scores_are_kept(tmp_path):
     careers = TEST
     probabilities = replace(MODEL.predict(careers), error_bound_N=np.full(len(careers), 0.01))
     folder = write_run(tmp_path / "1", "markov", Predictions.of(careers, CHOICES, probabilities), model=PRUNED)
-    assert (stored_distribution(folder, careers, CHOICES).error_bound_N == 0.01).all()
+    assert (stored_predictions(folder, careers, CHOICES).error_bound_N == 0.01).all()

@@ -88,9 +88,10 @@ class Run:
 
     @property
     def perplexity(self) -> float:
-        """Infinite where it is undefined, so that such runs come last."""
-        value: float | None = self.metrics["metrics"]["all"]["perplexity"]["value"]
-        return float("inf") if value is None else value
+        """The raw one if only realized occupations were scored; infinite, so last, if there is none."""
+        metrics = self.metrics["metrics"]["all"]
+        values = [metrics[name]["value"] for name in ("perplexity", "perplexity_raw")]
+        return next((float(value) for value in values if value is not None), float("inf"))
 
     def predictions(self) -> Predictions:
         return Predictions.read(self.folder / PREDICTIONS, distribution=False)

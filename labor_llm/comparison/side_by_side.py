@@ -86,7 +86,7 @@ def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, stati
         )
     first = _sorted(names[result.reference].predictions())
     persons = first.table["person_id"].n_unique()
-    columns, withheld, misfits = {}, 0, []
+    columns, withheld, misfits, raw = {}, 0, [], []
     for name, run in names.items():
         predictions = first if name == result.reference else _sorted(run.predictions())
         if count := differing_records(predictions, first):
@@ -95,12 +95,18 @@ def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, stati
         paired = None if name == result.reference else paired_difference(predictions, first)
         outside = predictions.table.filter(~pl.col("in_choice_set"))["person_id"].n_unique()
         result.runs.append(_run_row(dataset, name, run, paired, outside, statistics.min_persons))
-        columns[run.folder] = predictions.table["log_prob"].to_numpy()
+        columns[run.folder] = predictions.log_scores.to_numpy()
+        raw += [name] if predictions.realized_only else []
         withheld += _add_events(result, name, predictions, statistics)
     if misfits:
         raise RunError(
             f"runs on {dataset} predict other records than {result.reference}: {', '.join(misfits)}. "
             "Run them again with the same dataset, split and predict=..., or compare them apart."
+        )
+    if raw:
+        result.notes.append(
+            f"{dataset}: log scores and perplexities of {', '.join(raw)} are of raw probabilities "
+            "(scoring=realized). Normalization over the choice set can only raise these."
         )
     if persons < statistics.min_persons:
         return _withheld(result, persons, statistics.min_persons)

@@ -24,12 +24,14 @@ from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.events import blocks
 from labor_llm.models.base import Facts, OccupationModel, Workspace, person_hashes
-from labor_llm.models.stored import stored_distribution
+from labor_llm.models.stored import stored_predictions
 from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities, choice_indices
 from labor_llm.run_folder import MODEL, from_here
 
 logger = logging.getLogger(__name__)
 
+Found = ChoiceProbabilities | RealizedProbabilities
+"""What a component predicts."""
 HISTORIES = {"first records": 0, "1 to 3 records before": 1, "more records before": 4}
 """Groups of records, and the number of earlier records from which each begins."""
 FLOOR = 1e-9
@@ -63,12 +65,8 @@ class Mixture(OccupationModel):
         self._check_alike()
         places_N = choice_indices(valid.table["occupation"], self.choice_set)
         known_N = places_N >= 0
-        realized_NK = np.column_stack(
-            [
-                found.log_probs_NJ[known_N, places_N[known_N]].astype(np.float64)
-                for found in self._distributions(valid, workspace)
-            ]
-        )
+        found = self._predictions(valid, workspace)
+        realized_NK = np.column_stack([_realized(each, places_N)[known_N] for each in found])
         self.table_ = self._fitted_table(realized_NK, self._groups(valid)[known_N])
         self._training_persons |= person_hashes(valid)  # the weights are learned from them
         for line in self._lines():
@@ -139,20 +137,23 @@ class Mixture(OccupationModel):
         earlier_N = np.arange(len(careers)) - np.repeat(starts[:-1], np.diff(starts))
         return np.searchsorted(list(HISTORIES.values()), earlier_N, side="right") - 1
 
-    def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
-        return self._mixed(self._distributions(careers, workspace), self._groups(careers))
+    def _predict(self, careers: Careers, workspace: Workspace) -> Found:
+        places_N = choice_indices(careers.table["occupation"], self.choice_set)
+        return self._mixed(self._predictions(careers, workspace), places_N, self._groups(careers))
 
-    def _predict_last(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
+    def _predict_last(self, careers: Careers, workspace: Workspace) -> Found:
         self._check_unseen(careers)
-        found = (model.predict_last(careers, workspace) for model in map(self._loaded, self.components))
-        return self._mixed(map(_whole, found), self._groups(careers)[careers.person_starts[1:] - 1])
+        last_P = careers.person_starts[1:] - 1
+        found = (self._loaded(name).predict_last(careers, workspace) for name in self.components)
+        places_P = choice_indices(careers.table["occupation"].gather(last_P), self.choice_set)
+        return self._mixed(found, places_P, self._groups(careers)[last_P])
 
-    def _distributions(self, careers: Careers, workspace: Workspace) -> Iterator[ChoiceProbabilities]:
+    def _predictions(self, careers: Careers, workspace: Workspace) -> Iterator[Found]:
         """What each component predicts, one at a time: from disk if a run predicted these very records."""
         self._check_unseen(careers)
         for name, run in zip(self.components, self.runs, strict=True):
-            stored = stored_distribution(run, careers, self.choice_set)
-            yield stored or _whole(self._loaded(name).predict(careers, workspace))
+            stored = stored_predictions(run, careers, self.choice_set)
+            yield stored or self._loaded(name).predict(careers, workspace)
 
     def _check_unseen(self, careers: Careers) -> None:
         """A RunError if a component was trained on one of the persons."""
@@ -171,19 +172,34 @@ class Mixture(OccupationModel):
             model.load(self.runs[list(self.components).index(name)] / MODEL)
         return model
 
-    def _mixed(self, found: Iterable[ChoiceProbabilities], groups_N: NDArray[np.intp]) -> ChoiceProbabilities:
-        """The weighted mean of the probabilities; their masses before normalization play no part."""
+    def _mixed(
+        self,
+        found: Iterable[Found],
+        places_N: NDArray[np.intp],
+        groups_N: NDArray[np.intp],
+    ) -> Found:
+        """The weighted mean of the probabilities; their masses before normalization play no part.
+
+        Where a component scores realized occupations only, so does the mixture, with that one's raw probabilities.
+        """
         log_probs_NJ = np.full((len(groups_N), len(self.choice_set)), -np.inf)
-        bound_N, bounded = np.zeros(len(groups_N)), False
+        realized_N = np.full(len(groups_N), -np.inf)
+        bound_N, bounded, whole = np.zeros(len(groups_N)), False, True
         for each, weights_G in zip(found, self.weights_GK_.T, strict=True):
             weights_N = weights_G[groups_N]
+            realized_N = np.logaddexp(realized_N, _realized(each, places_N) + np.log(weights_N))
+            if isinstance(each, RealizedProbabilities):
+                whole = False
+                continue
             for rows in blocks(len(groups_N)):
                 weighted = each.log_probs_NJ[rows] + np.log(weights_N[rows, None])
                 log_probs_NJ[rows] = np.logaddexp(log_probs_NJ[rows], weighted)
             if each.error_bound_N is not None:
                 bound_N, bounded = bound_N + weights_N * each.error_bound_N, True
-        whole = ChoiceProbabilities.normalised(log_probs_NJ)  # stored ones are rounded to float32
-        return ChoiceProbabilities(whole.log_probs_NJ, np.zeros(len(groups_N)), bound_N if bounded else None)
+        if not whole:
+            return RealizedProbabilities(realized_N)
+        normalized = ChoiceProbabilities.normalised(log_probs_NJ)  # stored ones are rounded to float32
+        return ChoiceProbabilities(normalized.log_probs_NJ, np.zeros(len(groups_N)), bound_N if bounded else None)
 
     def _save(self, folder: Path) -> None:
         """The weights, as JSON and as a table, and where the runs lie from here."""
@@ -261,9 +277,9 @@ def _searched(ratios_NK: NDArray[np.float64]) -> NDArray[np.float64]:
     return normalized_K
 
 
-def _whole(probabilities: ChoiceProbabilities | RealizedProbabilities) -> ChoiceProbabilities:
-    if isinstance(probabilities, RealizedProbabilities):
-        raise ConfigError(
-            "model.runs: a component with scoring=realized has no distribution to mix: run it with scoring=exact."
-        )
-    return probabilities
+def _realized(found: Found, places_N: NDArray[np.intp]) -> NDArray[np.float64]:
+    """The log-probability of what happened, NaN outside the choice set, shape (N,)."""
+    if isinstance(found, RealizedProbabilities):
+        return found.log_prob_raw_N.astype(np.float64)
+    picked_N = found.log_probs_NJ[np.arange(len(places_N)), places_N].astype(np.float64)
+    return np.where(places_N >= 0, picked_N, np.nan)

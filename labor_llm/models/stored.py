@@ -1,4 +1,4 @@
-"""Distributions that complete runs have on disk, so that a large model need not predict the same records again."""
+"""Predictions that complete runs have on disk, so that a large model need not predict the same records again."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from labor_llm.careers import Careers
-from labor_llm.predictions import COVARIATES, ChoiceProbabilities, Predictions
+from labor_llm.predictions import COVARIATES, ChoiceProbabilities, Predictions, RealizedProbabilities
 from labor_llm.run_folder import PREDICTIONS, from_here, is_complete, read_config
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,9 @@ KNOWN = ("person_id", "year", "occupation", "weight", *COVARIATES)
 """What a table of predictions says of the careers; all of it must be the same."""
 
 
-def stored_distribution(run: Path, careers: Careers, choice_set: Sequence[str]) -> ChoiceProbabilities | None:
+def stored_predictions(
+    run: Path, careers: Careers, choice_set: Sequence[str]
+) -> ChoiceProbabilities | RealizedProbabilities | None:
     """What the model of a run predicts for these careers, if it lies on disk, else None.
 
     That is in the run's own predictions, or in those of a ``labor-llm score`` of it beside it which scores as the
@@ -50,14 +52,19 @@ def _scoring(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in scoring.items() if key != "max_tokens"}
 
 
-def _read(path: Path, careers: Careers, choice_set: Sequence[str]) -> ChoiceProbabilities | None:
-    """The distributions of the careers' records in a file, None unless it has all of them."""
-    if "log_probs" not in pl.read_parquet_schema(path):
-        return None
+def _read(
+    path: Path, careers: Careers, choice_set: Sequence[str]
+) -> ChoiceProbabilities | RealizedProbabilities | None:
+    """What a file has of the careers' records, None unless it has all of them as the run scores them."""
     of_persons = pl.col("person_id").is_in(careers.table["person_id"].unique().implode())
     known = Predictions.read(path, distribution=False)
     same = known.table.filter(of_persons).select(KNOWN).equals(careers.table.select(KNOWN))
     if known.choice_set != tuple(choice_set) or not same:
+        return None
+    if known.realized_only:
+        raw = known.table.filter(of_persons)["log_prob_raw"]
+        return RealizedProbabilities(raw.fill_null(float("nan")).to_numpy())
+    if "log_probs" not in pl.read_parquet_schema(path):
         return None
     table = Predictions.read(path).table.filter(of_persons)
     bound = table["error_bound"]
