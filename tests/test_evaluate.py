@@ -248,10 +248,10 @@ def test_other_records_are_refused_with_their_number(predictions):
 
 
 def test_where_only_realized_occupations_were_scored_the_raw_probabilities_count(predictions):
-    raw = pl.col("log_prob_raw")
-    realized = edited(predictions, log_prob_raw=raw, log_prob=pl.lit(None, pl.Float64))
+    nothing = pl.lit(None, pl.Float64)
+    realized = Predictions(predictions.table.with_columns(log_prob=nothing), predictions.choice_set)
     assert realized.realized_only
     assert not predictions.realized_only
-    expected = paired_difference(edited(predictions, log_prob=raw), predictions)
+    expected = paired_difference(edited(predictions, log_prob=pl.col("log_prob_raw")), predictions)
     assert paired_difference(realized, predictions) == expected
     assert expected.difference < 0
