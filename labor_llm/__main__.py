@@ -1,5 +1,6 @@
 """The command line: a verb, then Hydra's overrides."""
 
+import logging
 import re
 import sys
 import traceback
@@ -53,6 +54,7 @@ class JobFailedError(CompactHydraException):
 
 def main() -> int:
     """Answer a command line; 0 if all went well, 2 for a mistake of the user, 130 if interrupted."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as peft imports it, it warns of missing kernels
     try:
         return _answer(sys.argv[1:])
     except (KeyboardInterrupt, SystemExit) as stop:
