@@ -160,15 +160,15 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _replace(path: Path, partial: Path) -> None:
-    """Put a whole file or folder in the place of another; there is always one of them."""
+    """Put a whole file or folder in the place of another; at any moment, ``existing`` finds one of them."""
+    old = _beside(path, "old")
     if partial.is_file() and not path.is_dir():
         partial.replace(path)
-        return
-    old = _beside(path, "old")
-    _remove(old)
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
+    else:
+        if path.exists():
+            _remove(old)
+            path.rename(old)
+        partial.rename(path)
     _remove(old)
 
 

@@ -179,9 +179,10 @@ def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
         careers = read(build(cfg, ["dataset"])["dataset"])
         return _folder(_plain(cfg), careers)
 
-    elsewhere = ["trainer.accelerator=cpu", "trainer.checkpoint_every=7"]
+    elsewhere = ["trainer.accelerator=cpu", "trainer.checkpoint_every=7", "trainer.devices=2"]
     assert folder() == folder(*elsewhere, "scoring.max_tokens=99")
     assert len({folder(), *(folder(f"{part}_persons=9") for part in ("train", "valid", "test"))}) == 4
+    assert folder() == folder("trainer.nodes=2", "trainer.strategy=fsdp")
     assert folder() != folder("trainer.micro_batch_size=4")
     embedding = ["model=embedding", "model.language.scoring.max_tokens=99"]
     assert folder("model=embedding") == folder(*embedding, *elsewhere)

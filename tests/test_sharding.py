@@ -80,9 +80,7 @@ def test_a_sharded_base_in_bfloat16_learns_adapters_and_saves_them(llama_folder,
 
 def test_packed_weights_are_not_sharded():
     network = torch.nn.Module()
-    network.register_parameter(
-        "packed", torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
-    )
+    network.packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ConfigError, match=r"adapter=lora, or trainer\.strategy=ddp"):
         check_shardable(network)
 
