@@ -138,7 +138,9 @@ class ScratchBackbone(Backbone):
         for part in (model.model.embed_tokens, *added) if self.dropout else ():  # Llama has none of its own
             part.add_module("dropout", Dropout(self.dropout))
             part.register_forward_hook(_dropped_output)
-        return model.to(dtype)
+        for weight in model.parameters():  # not buffers: angles of positions stay float32, as in a loaded model
+            weight.data = weight.data.to(dtype)
+        return model
 
 
 def _dropped_output(part: Any, _: Any, output: Tensor) -> Tensor:

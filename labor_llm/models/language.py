@@ -184,7 +184,9 @@ class LanguageModel(OccupationModel):
 
     @property
     def _dtype(self) -> torch.dtype:
-        """The type of the weights that are not trained."""
+        """The type of the backbone's weights."""
+        if self.trainer.weights == "bf16":
+            return torch.bfloat16
         mixed = torch.bfloat16 if self.trainer.resolved_precision == "bf16-mixed" else torch.float32
         return self.adapter.base_dtype(mixed)
 
