@@ -34,7 +34,12 @@ INDIFFERENT = (
     *(
         f"{model}.{key}"
         for model in ("model", "model.language")
-        for key in ("trainer.checkpoint_every", "trainer.accelerator", "scoring.max_tokens")
+        for key in (
+            "trainer.checkpoint_every",
+            "trainer.accelerator",
+            "trainer.check_memory",
+            "scoring.max_tokens",
+        )
     ),
 )
 

@@ -19,6 +19,7 @@ from torchmetrics import SumMetric
 from transformers.utils import logging as transformers_logging
 
 from labor_llm import devices
+from labor_llm.checkpoints import StraightToFile
 from labor_llm.errors import ConfigError, RunError
 from labor_llm.precision import bfloat16_pays
 from labor_llm.progress import training_progress
@@ -177,7 +178,7 @@ class Training(L.LightningModule):
 
     def load_trained(self, checkpoint: Path) -> None:
         """Take over the trained weights of a checkpoint; every one of them must be there."""
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
         if set(weights) != trained:
             raise RuntimeError(f"{checkpoint} does not hold the trained weights of this model")
@@ -258,6 +259,7 @@ def train_to_best(
             strategy=strategy,
             callbacks=_fitting_callbacks(settings, checkpoints, module.monitor),
             logger=TrackerLogger(reachable),
+            plugins=[StraightToFile()],
             max_epochs=settings.max_epochs,
             accumulate_grad_batches=one.parts,
             val_check_interval=round(one.steps * settings.validate_every) * one.parts or one.parts,

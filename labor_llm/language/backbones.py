@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -59,6 +60,10 @@ class Backbone(ABC):
         quantization: QuantizationConfigMixin | None = None,
     ) -> PreTrainedModel:
         """The model with its weights in the given type, or quantized."""
+
+    @abstractmethod
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model without its weights, on the meta device: only its configuration is read."""
 
     def at(self, revision: str | None) -> "Backbone":
         """The same weights again, as they were when an adapter was trained on them."""
@@ -142,6 +147,10 @@ class ScratchBackbone(Backbone):
             weight.data = weight.data.to(dtype)
         return model
 
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        with torch.device("meta"):
+            return self.model(tokenizer, torch.float32)
+
 
 def _dropped_output(part: Any, _: Any, output: Tensor) -> Tensor:
     """A hook: what a layer gives, through its dropout."""
@@ -188,6 +197,17 @@ class HubBackbone(Backbone):
             raise self._not_loaded("model", error) from error
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # it was given tokens of its own
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return model
+
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        self._prepare()
+        try:
+            config = AutoConfig.from_pretrained(self._source, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise self._not_loaded("config", error) from error
+        config.vocab_size = max(config.vocab_size, len(tokenizer))
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
         return model
 
     def at(self, revision: str | None) -> "HubBackbone":

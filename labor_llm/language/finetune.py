@@ -63,6 +63,9 @@ class TrainerSettings(LoopSettings):
     update_in_backward: bool = False
     """Update each weight as soon as its gradient is complete, so that gradients never stand whole."""
 
+    check_memory: bool = True
+    """Refuse a run that is estimated not to fit into memory, before its model is loaded; otherwise only warn."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
@@ -117,12 +120,18 @@ class FineTuning(Training):
         elif self.settings.gradient_checkpointing:
             _checkpointing(self.model, "disable")
 
+    def optimizer_step(self, *arguments: Any, **how: Any) -> None:
+        """Update the weights; the gradients do not stand beside what the next step computes."""
+        super().optimizer_step(*arguments, **how)
+        self.model.zero_grad()
+
     def on_fit_end(self) -> None:
-        """Leave the weights to scoring."""
+        """Leave the weights to scoring, without the optimizer's states."""
         super().on_fit_end()
         for optimizer in self.trainer.optimizers:
             if isinstance(optimizer, PiecewiseOptimizer):
                 optimizer.release()
+        self.trainer.strategy.optimizers, self.trainer.strategy.lr_scheduler_configs = [], []
 
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
         return self.step_loss(self._nll(batch), batch["step_tokens"])

@@ -17,6 +17,7 @@ adafactor       2        none      0       2
 ==============  =======  ========  ======  =====
 """
 
+import ctypes
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -32,6 +33,8 @@ WeightType = Literal["float32", "bf16"]
 
 PIECE = 2**22
 """Weights that are updated together: what their update computes takes some 100 megabytes."""
+M_MMAP_THRESHOLD, LARGE = -3, 2**20
+"""glibc's number for the size from which memory is asked of the system, and given back to it, by itself."""
 
 
 def make_optimizer(
@@ -55,7 +58,15 @@ def make_optimizer(
     in_float32 = all(weight.dtype == torch.float32 for weight in trained)
     if name == "adamw" and in_float32 and not in_backward:
         return make(groups)
+    _give_freed_memory_back()
     return PiecewiseOptimizer(groups, make, in_backward, seed)
+
+
+def _give_freed_memory_back() -> None:
+    """Let glibc return what was freed to the system; else pieces that come and go double what a process holds."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _makers(learning_rate: float) -> dict[OptimizerName, Callable[[Any], Optimizer]]:
