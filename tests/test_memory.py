@@ -130,7 +130,7 @@ def test_what_never_fits_lists_every_setting_and_lora_for_loaded_weights(llama_f
     monkeypatch.setattr(memory, "free_memory", lambda *_: 0)
     backbone = HubBackbone(name="small", path=str(llama_folder))
     with pytest.raises(ConfigError) as refused:
-        check_memory(plan(backbone=backbone, tokenizer=backbone.tokenizer([])))
+        check_memory(plan(backbone=backbone, tokenizer=backbone.tokenizer([]), lengths=(4000,) * 8))
     for setting in ("gradient_checkpointing=true", "weights=bf16", "optimizer=adafactor", "adapter=lora"):
         assert f"{setting}" in str(refused.value)
     assert "fits" not in str(refused.value)
