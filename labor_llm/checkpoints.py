@@ -40,7 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint by name, whole, in main memory."""
     if path.is_dir():
         return {name: value for (part, name, *_), value in _whole(path).items() if part == "state_dict"}
-    return dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"])
 
 
 def read_whole(path: Path) -> Checkpoint:
@@ -104,9 +104,10 @@ class FileOrFolder(TorchCheckpointIO):
     """Writes a file, and reads either kind: for strategies where every device has all weights."""
 
     def save_checkpoint(self, checkpoint: Checkpoint, path: Any, storage_options: Any = None) -> None:
-        """Write a file; what was there stays until it is whole."""
+        """Write a file straight, without the copy in memory that Lightning makes; the old one stays until then."""
         partial = _beside(Path(path), "partial")
-        super().save_checkpoint(checkpoint, partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, partial)
         _replace(Path(path), partial)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Checkpoint:

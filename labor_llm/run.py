@@ -40,7 +40,8 @@ INDIFFERENT = (
         f"{model}.{key}"
         for model in ("model", "model.language")
         for key in (
-            *(f"trainer.{name}" for name in ("checkpoint_every", "accelerator", "devices", "nodes", "strategy")),
+            *(f"trainer.{name}" for name in ("checkpoint_every", "accelerator", "check_memory")),
+            *(f"trainer.{name}" for name in ("devices", "nodes", "strategy")),
             "scoring.max_tokens",
         )
     ),

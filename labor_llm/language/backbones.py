@@ -63,6 +63,10 @@ class Backbone(ABC):
     ) -> PreTrainedModel:
         """The model with its weights in the given type, or quantized."""
 
+    @abstractmethod
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The model without its weights, on the meta device: only its configuration is read."""
+
     def at(self, revision: str | None) -> "Backbone":
         """The same weights again, as they were when an adapter was trained on them."""
         return self
@@ -140,7 +144,13 @@ class ScratchBackbone(Backbone):
                 part.weight.mul_(FIRST_ADDED)
         if self.dropout:
             add_dropout(model, self.dropout)
-        return model.to(dtype)
+        for weight in model.parameters():  # not buffers: angles of positions stay float32, as in a loaded model
+            weight.data = weight.data.to(dtype)
+        return model
+
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        with torch.device("meta"):
+            return self.model(tokenizer, torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -199,6 +209,16 @@ class HubBackbone(Backbone):
             add_dropout(model, self.dropout)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # it was given tokens of its own
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return model
+
+    def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        try:
+            config = self._config(self._checked_files())
+        except (OSError, ValueError) as error:
+            raise self._not_loaded("config", error) from error
+        config.vocab_size = max(config.vocab_size, len(tokenizer))
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return model
 
     def at(self, revision: str | None) -> "HubBackbone":

@@ -1,6 +1,7 @@
 """Fine-tuning and scoring of a language model by Lightning's Trainer."""
 
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from labor_llm.language.batches import (
 )
 from labor_llm.language.checks import check_packing, check_scores
 from labor_llm.language.loss import summed_nll
+from labor_llm.language.optimizers import OptimizerName, PiecewiseOptimizer, WeightType, make_optimizer
 from labor_llm.language.scoring import (
     RealizedScoring,
     Scores,
@@ -57,6 +59,51 @@ class TrainerSettings(LoopSettings):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices work together. ddp, and auto: each has all weights. fsdp: each has a part of them."""
 
+    optimizer: OptimizerName = "adamw"
+    """AdamW with states in float32 or in 8 bits, or Adafactor, which keeps sums of rows and columns only."""
+    weights: WeightType = "float32"
+    """What the weights are held in while all of them are trained: float32, or bfloat16, rounded stochastically."""
+    update_in_backward: bool = False
+    """Update each weight as soon as its gradient is complete, so that gradients never stand whole."""
+
+    check_memory: bool = True
+    """Refuse a run that is estimated not to fit into memory, before its model is loaded; otherwise only warn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "optimizer=adamw_8bit needs bitsandbytes: pip install 'labor-llm[quantization]', or use adafactor"
+            )
+        if self.weights == "bf16" and self.precision == "32-true":
+            raise ValueError("weights=bf16 needs precision=auto or bf16-mixed, got precision=32-true")
+        if self.sharded and (self.optimizer, self.weights) != ("adamw", "float32"):
+            raise ValueError(
+                "strategy=fsdp shards AdamW's states and float32 weights: set optimizer=adamw and weights=float32 "
+                f"(now {self.optimizer} and {self.weights}), or strategy=ddp"
+            )
+        if self.update_in_backward:
+            self._check_update_in_backward()
+
+    def _check_update_in_backward(self) -> None:
+        if self.micro_batch_size < self.batch_size:
+            raise ValueError(
+                "update_in_backward=true needs all careers of a step in one forward pass, on one device: set "
+                f"micro_batch_size to batch_size, {self.batch_size} (now {self.micro_batch_size})"
+            )
+        if self.world > 1:
+            raise ValueError(f"update_in_backward=true needs one device, got devices times nodes {self.world}")
+        if self.clip_norm is not None:
+            raise ValueError(
+                "update_in_backward=true never holds the gradients together, whose length clip_norm limits: set "
+                f"clip_norm=null (now {self.clip_norm})"
+            )
+
+    @property
+    def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
+        """Weights in bfloat16 are multiplied as such."""
+        return "bf16-mixed" if self.weights == "bf16" else super().resolved_precision
+
     @property
     def sharded(self) -> bool:
         return self.strategy == "fsdp" and self.world > 1
@@ -85,6 +132,19 @@ class FineTuning(Training):
         elif self.settings.gradient_checkpointing:
             _checkpointing(self.model, "disable")
 
+    def optimizer_step(self, *arguments: Any, **how: Any) -> None:
+        """Update the weights; the gradients do not stand beside what the next step computes."""
+        super().optimizer_step(*arguments, **how)
+        self.model.zero_grad()
+
+    def on_fit_end(self) -> None:
+        """Leave the weights to scoring, without the optimizer's states."""
+        super().on_fit_end()
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, PiecewiseOptimizer):
+                optimizer.release()
+        self.trainer.strategy.optimizers, self.trainer.strategy.lr_scheduler_configs = [], []
+
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
         return self.step_loss(self._nll(batch), batch["step_tokens"])
 
@@ -110,12 +170,14 @@ class FineTuning(Training):
         return batch["records_Q"], scores.raw_QJ, scores.unexpanded_Q
 
     def configure_optimizers(self) -> Any:
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.settings.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=True)
+        optimizer = make_optimizer(
+            self.model.parameters(),
+            self.settings.optimizer,
+            self.settings.learning_rate,
+            self.settings.weight_decay,
+            self.settings.update_in_backward,
+            self.seed,
+        )
         warmup = round(self.settings.warmup * self.total_steps)
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -22,6 +22,7 @@ from labor_llm.language.backbones import Backbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
 from labor_llm.language.context import every_record, last_record, most_recent
 from labor_llm.language.finetune import FineTuning, TrainerSettings, fine_tune, score_careers
+from labor_llm.language.memory import Plan, check_memory, longest
 from labor_llm.language.prompts import PlainPrompt, Prompt, check_room
 from labor_llm.language.scoring import RealizedScoring, Scoring
 from labor_llm.language.states import prompt_states
@@ -37,6 +38,11 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_CAREERS = 20_000
 """Careers from which a tokenizer made from scratch learns."""
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """Tokens that the model reads at most; without end for one whose config sets no end."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 
 @dataclass(kw_only=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
@@ -66,10 +72,18 @@ class LanguageModel(OccupationModel):
                 f"adapter={self.adapter.name}."
             )
         L.seed_everything(self.seed, verbose=False)
-        model = self._start(train)
+        pieces = self._start(train)
+        context = context_of(self.backbone.skeleton(self._encoder.tokenizer))
+        if self._encoder.prompt:
+            check_room(self.prompt, self._encoder, self._sample(train), context, self.backbone.name)
         if self.adapter.trains:
-            self._fine_tune(model, train, valid, workspace)
+            training = self._training_careers(train, context, "training", workspace)
+            validation = self._training_careers(valid, context, "validation", workspace)
+            self._check_memory(longest(training.lengths, self.trainer.micro_batch_size))
+            self._fine_tune(self._model(pieces), training, validation, workspace)
         else:
+            self._check_memory((self.scoring.max_tokens,))
+            model = self._model(pieces)
             self._module = FineTuning(model, self.trainer, total_steps=1, seed=self.seed)
             logger.info(
                 "%s off the shelf, with %d tokens before every career (prompt=%s)",
@@ -78,10 +92,22 @@ class LanguageModel(OccupationModel):
                 self.prompt.name,
             )
 
-    def _fine_tune(self, model: PreTrainedModel, train: Careers, valid: Careers, workspace: Workspace) -> None:
+    def _check_memory(self, lengths: tuple[int, ...]) -> None:
+        """A ConfigError if the run would not fit into memory; ``lengths`` are those of the longest careers."""
+        plan = Plan(
+            backbone=self.backbone,
+            adapter=self.adapter,
+            tokenizer=self._encoder.tokenizer,
+            settings=self.trainer,
+            scoring=self.scoring,
+            lengths=lengths,
+        )
+        check_memory(plan)
+
+    def _fine_tune(
+        self, model: PreTrainedModel, training: EncodedCareers, validation: EncodedCareers, workspace: Workspace
+    ) -> None:
         settings = self.trainer
-        training = self._training_careers(train, model, "training", workspace)
-        validation = self._training_careers(valid, model, "validation", workspace)
         batches = TrainingBatches(
             training,
             settings.batch_size,
@@ -94,7 +120,7 @@ class LanguageModel(OccupationModel):
         logger.info(
             "fine-tuning %s on %d careers: trains %.1f of %.1f million weights",
             self.name,
-            train.persons,
+            len(training),
             sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6,
             sum(p.numel() for p in model.parameters()) / 1e6,
         )
@@ -103,9 +129,9 @@ class LanguageModel(OccupationModel):
         held_out = ValidationBatches(validation, settings.micro_batch_size, settings.layout)
         fine_tune(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
-    def _start(self, train: Careers) -> PreTrainedModel:
-        """The model as it is before training, its tokenizer checked."""
-        sample = train.select_persons(train.table["person_id"].unique(maintain_order=True)[:TOKENIZER_CAREERS])
+    def _start(self, train: Careers) -> dict[int, Ids]:
+        """Make the encoder, its tokenizer checked; the tokens that were added, with the pieces of their titles."""
+        sample = self._sample(train)
         tokenizer = self.backbone.tokenizer(self.template.texts(sample, self.label))
         self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy)
         pieces: dict[int, Ids] = {}
@@ -115,18 +141,25 @@ class LanguageModel(OccupationModel):
         self._encoder.check_boundaries(sample)
         if told := self.prompt.ids(self._encoder, train, self.choice_set):
             self._encoder = CareerEncoder(tokenizer, self.template, self.label, train.taxonomy, told)
-        model = self.backbone.model(tokenizer, self._dtype, self.adapter.quantization)
-        if told:
-            check_room(self.prompt, self._encoder, sample, self._context(model), self.backbone.name)
+        return pieces
+
+    def _model(self, pieces: dict[int, Ids]) -> PreTrainedModel:
+        """The model as it is before training."""
+        model = self.backbone.model(self._encoder.tokenizer, self._dtype, self.adapter.quantization)
         start_from_means(model, pieces)
         return self.adapter.apply(model, self.backbone, list(pieces))
+
+    @staticmethod
+    def _sample(train: Careers) -> Careers:
+        """Careers that a tokenizer learns from, or is checked on."""
+        return train.select_persons(train.table["person_id"].unique(maintain_order=True)[:TOKENIZER_CAREERS])
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
         return self._scored(self._every_record(careers, workspace), careers.table["occupation"], workspace)
 
     def _predict_last(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities | RealizedProbabilities:
         tokens = encode_once(self._encoder, careers, workspace.tokens)
-        encoded = last_record(tokens, self._context(self._module.model), self._longest_title)
+        encoded = last_record(tokens, context_of(self._module.model), self._longest_title)
         occupations_P = careers.table["occupation"].gather(careers.person_starts[1:] - 1)
         return self._scored(encoded, occupations_P, workspace)
 
@@ -153,18 +186,16 @@ class LanguageModel(OccupationModel):
     def _every_record(self, careers: Careers, workspace: Workspace) -> EncodedCareers:
         """Tokenize careers; those that the model's context does not hold in several views."""
         tokens = encode_once(self._encoder, careers, workspace.tokens)
-        return every_record(tokens, self._context(self._module.model), self._longest_title)
+        return every_record(tokens, context_of(self._module.model), self._longest_title)
 
     @property
     def _longest_title(self) -> int:
         """In tokens; a realised title may be outside the choice set, and longer than any in it."""
         return max(map(len, self._encoder.titles.values()))
 
-    def _training_careers(
-        self, careers: Careers, model: PreTrainedModel, part: str, workspace: Workspace
-    ) -> EncodedCareers:
+    def _training_careers(self, careers: Careers, context: int, part: str, workspace: Workspace) -> EncodedCareers:
         """Tokenize careers; of those that the model's context does not hold, the most recent records."""
-        encoded = most_recent(encode_once(self._encoder, careers, workspace.tokens), self._context(model))
+        encoded = most_recent(encode_once(self._encoder, careers, workspace.tokens), context)
         if left_out := len(careers) - len(encoded.prompt_ends):
             logger.warning(
                 "%d of %d %s records are further back than the %d tokens that %s reads: left out of the fit, the "
@@ -172,19 +203,16 @@ class LanguageModel(OccupationModel):
                 left_out,
                 len(careers),
                 part,
-                self._context(model),
+                context,
                 self.backbone.name,
             )
         return encoded
 
-    @staticmethod
-    def _context(model: PreTrainedModel) -> int:
-        """Tokens that the model reads at most; without end for one whose config sets no end."""
-        return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
-
     @property
     def _dtype(self) -> torch.dtype:
-        """The type of the weights that are not trained."""
+        """The type of the backbone's weights."""
+        if self.trainer.weights == "bf16":
+            return torch.bfloat16
         mixed = torch.bfloat16 if self.trainer.resolved_precision == "bf16-mixed" else torch.float32
         return self.adapter.base_dtype(mixed)
 
