@@ -1,4 +1,4 @@
-"""Llama 3 without its files, which are gated: the published configurations, random weights, a tokenizer alike."""
+"""Llama 3 and SmolLM2 without their files: the published configurations, random weights, a tokenizer alike."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -63,6 +63,22 @@ LLAMA_3_1_8B = {
     "rope_parameters": {**ROPE, "factor": 8.0},
 }
 """config.json of https://huggingface.co/meta-llama/Llama-3.1-8B: 8.03 billion weights."""
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "initializer_range": 1 / 24,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": 1,
+}
+"""config.json of https://huggingface.co/HuggingFaceTB/SmolLM2-135M, with the special tokens that are made here."""
 TOY = {
     **COMMON,
     "vocab_size": 1024,

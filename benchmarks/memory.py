@@ -21,6 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.llama import SMOLLM2_135M
 from benchmarks.machine import default_result, write_result
 from benchmarks.memory_process import estimated, measured
 from labor_llm.build import build
@@ -69,16 +70,6 @@ PASSES = [
     ("frozen", 4, {}),
 ]
 """Adapter, careers of a forward pass, settings."""
-SMOLLM2_135M = {
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 TOY = SMOLLM2_135M | {"vocab_size": 2000, "num_hidden_layers": 2}
 
 

@@ -9,7 +9,8 @@ long as those of the NLSY97, and take the same number of optimizer steps in the 
 import argparse
 import gc
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.llama import llama3_tokenizer
+from benchmarks.llama import SMOLLM2_135M, llama3_tokenizer
 from benchmarks.machine import default_result, peak_rss_gib, seconds, versions, write_result
+from benchmarks.memory import bytes_per_weight, model_folder
 from benchmarks.panel import generated_panel
 from benchmarks.scoring import evenly_spaced
 from benchmarks.scoring_engine import Engine, exact_flops, prompts
@@ -39,22 +41,6 @@ from labor_llm.templates import ResumeTemplate, Titles
 
 logger = logging.getLogger(__name__)
 
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "initializer_range": 1 / 24,
-    "bos_token_id": 0,
-    "eos_token_id": None,
-    "pad_token_id": 1,
-}
-"""config.json of https://huggingface.co/HuggingFaceTB/SmolLM2-135M, with the special tokens that are made here."""
 TOY = SMOLLM2_135M | {
     "vocab_size": 1024,
     "hidden_size": 48,
@@ -227,6 +213,19 @@ def scoring(size: Size, material: Material) -> dict[str, Any]:
     }
 
 
+def memory_of_weights(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """Bytes a weight at the peak of full fine-tuning, activations left out: the default and the lowest setting."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(Path(scratch), config)
+        rows = bytes_per_weight(folder, "bf16-mixed" if precision == "bf16" else "32-true")
+    sizes = [row["bytes_per_weight"] for row in rows.values()]
+    return {
+        "bytes_per_weight_default": sizes[0],
+        "bytes_per_weight_lowest": min(sizes),
+        "bytes_per_weight": {name: row["bytes_per_weight"] for name, row in rows.items()},
+    }
+
+
 def benchmark(size: Size) -> dict[str, Any]:
     """Train, score, and put it together."""
     material = Material.of(size)
@@ -242,6 +241,7 @@ def benchmark(size: Size) -> dict[str, Any]:
         "training": training,
         "scoring": (scored := scoring(size, material)),
         **{key: scored[key] for key in ("exact_share_of_matmul_rate", "exact_vs_lm_eval")},
+        **memory_of_weights(size.config, training["precision"]),
         "panel": panel_facts(material.train),
         "weights": sum(weight.numel() for weight in random_model(size).parameters()),
         "versions": versions("torch", "transformers", "peft", "trl", "lm_eval", "pytorch-lightning"),
