@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,6 +51,8 @@ TOY = SMOLLM2_135M | {
     "num_key_value_heads": 1,
 }
 OURS, LORA, PADDED, TRL = "labor_llm", "labor_llm_lora", "trainer_padded", "trl_packing"
+LENGTHS = ((0.01, 114), (0.05, 198), (0.25, 375), (0.5, 418), (0.75, 456), (0.95, 517), (0.99, 563))
+"""Quantiles of the tokens of a career of the NLSY97 panel, as SmolLM2's tokenizer cuts it."""
 WARM_UP = 2
 """Optimizer steps of every training that are not timed."""
 
@@ -60,8 +63,10 @@ class Size:
 
     config: dict[str, Any]
     steps: int
+    pool: int
+    """Generated careers from which those to train on are chosen by their length."""
     records: tuple[int, int]
-    """Fewest and most of a career."""
+    """Fewest and most of a generated career."""
     careers_per_step: int = 8
     row_tokens: int = 1024
     scored: int = 8
@@ -72,9 +77,9 @@ class Size:
 
 def size_of(toy: bool, steps: int) -> Size:
     """The real size, or one of seconds."""
-    return Size(config=TOY, steps=3, records=(4, 8), scored=2) if toy else Size(
-        config=SMOLLM2_135M, steps=steps, records=(26, 42)
-    )  # fmt: skip
+    if toy:
+        return Size(config=TOY, steps=3, pool=40, records=(4, 8), scored=2)
+    return Size(config=SMOLLM2_135M, steps=steps, pool=600, records=(5, 48))
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,22 @@ class Material:
 
     @classmethod
     def of(cls, size: Size) -> "Material":
-        """As many careers as the steps read, and a tokenizer made from them."""
-        careers = generated_panel(size.steps * size.careers_per_step, 0, *size.records)
-        texts = ResumeTemplate().texts(careers, Titles())
+        """As many careers as the steps read, and a tokenizer made from those that they are chosen from."""
+        pool = generated_panel(size.pool, 0, *size.records)
+        texts = ResumeTemplate().texts(pool, Titles())
         tokenizer = llama3_tokenizer(texts, min(4096, size.config["vocab_size"]))
+        chosen = as_long_as_nlsy97(encode(tokenizer, pool).lengths, size.steps * size.careers_per_step)
+        careers = pool.select_persons(pool.table["person_id"].unique(maintain_order=True).gather(chosen))
         return cls(careers, tokenizer, encode(tokenizer, careers))
+
+
+def as_long_as_nlsy97(lengths_P: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """So many places of the lengths, each once, whose quantiles are about those of the NLSY97."""
+    shares, tokens = zip(*LENGTHS, strict=True)
+    left = np.ones(len(lengths_P), dtype=bool)
+    for wanted in np.interp((np.arange(number) + 0.5) / number, shares, tokens):
+        left[np.argmin(np.where(left, np.abs(lengths_P - wanted), np.inf))] = False
+    return np.flatnonzero(~left)
 
 
 def random_model(size: Size, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
