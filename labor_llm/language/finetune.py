@@ -58,14 +58,12 @@ class TrainerSettings(LoopSettings):
     """Share of all steps in which the learning rate rises."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices work together. ddp, and auto: each has all weights. fsdp: each has a part of them."""
-
     optimizer: OptimizerName = "adamw"
     """AdamW with states in float32 or in 8 bits, or Adafactor, which keeps sums of rows and columns only."""
     weights: WeightType = "float32"
     """What the weights are held in while all of them are trained: float32, or bfloat16, rounded stochastically."""
     update_in_backward: bool = False
     """Update each weight as soon as its gradient is complete, so that gradients never stand whole."""
-
     check_memory: bool = True
     """Refuse a run that is estimated not to fit into memory, before its model is loaded; otherwise only warn."""
 

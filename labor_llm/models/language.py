@@ -101,6 +101,7 @@ class LanguageModel(OccupationModel):
             settings=self.trainer,
             scoring=self.scoring,
             lengths=lengths,
+            shards=self.trainer.world if self.trainer.sharded else 1,
         )
         check_memory(plan)
 
