@@ -235,15 +235,17 @@ def test_p_values_are_adjusted_within_families(outputs):
         compare([outputs], statistics=Statistics(replicates=200, bins=3, families={"x": ("fare",)}))
 
 
-def test_realised_only_runs_have_no_events_and_it_is_said(outputs):
-    write_run(outputs / "panel" / "only" / "1", "only", realised(predictions(2.0)))
+def test_realised_only_runs_are_compared_by_raw_probabilities_and_have_no_events(outputs):
+    of_realised = realised(predictions(2.0))
+    write_run(outputs / "panel" / "only" / "1", "only", of_realised)
     comparison = compare([outputs], statistics=QUICK)
     assert set(comparison.events["run"]) == set(NAMES)
     only = comparison.models.row(by_predicate=pl.col("model") == "only", named=True)
-    assert only["perplexity"] is only["difference"] is None
-    assert "panel: leave_work is undefined for only: the predictions hold no forecasts of it" in "".join(
-        comparison.notes
-    )
+    raw = evaluate(of_realised).estimate("perplexity_raw")
+    assert (only["perplexity"], only["perplexity_se"]) == pytest.approx(raw[:2])
+    notes = "".join(comparison.notes)
+    assert "panel: log scores and perplexities of only are of raw probabilities" in notes
+    assert "panel: leave_work is undefined for only: the predictions hold no forecasts of it" in notes
     list(comparison.write(outputs / "written"))
 
 
@@ -258,7 +260,8 @@ def test_a_comparison_of_realised_only_runs(tmp_path, capsys):
     comparison = compare([tmp_path], statistics=QUICK)
     Console().print(comparison)
     assert "panel: move is undefined for only" in capsys.readouterr().out
-    assert not list(comparison.write(tmp_path / "written")[0].parent.glob("*.png"))
+    drawn = comparison.write(tmp_path / "written")[0].parent.glob("*.png")
+    assert [picture.name for picture in drawn] == ["perplexity-panel.png"]  # events have none
 
 
 def test_without_weights_and_covariates_their_columns_are_absent(tmp_path):

@@ -222,7 +222,7 @@ def test_weights_in_bfloat16_are_trained_saved_and_loaded_as_such(tmp_path):
     [
         ({"clip_norm": 1.0}, r"set clip_norm=null \(now 1.0\)"),
         ({"micro_batch_size": 4}, r"set micro_batch_size to batch_size, 8 \(now 4\)"),
-        ({"devices": 2}, "needs devices=1, got 2"),
+        ({"devices": 2}, "needs one device, got devices times nodes 2"),
     ],
 )
 def test_what_updates_in_the_backward_pass_cannot_do_is_refused(settings, message):
