@@ -12,7 +12,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,13 @@ def model_folder(folder: Path, sizes: Mapping[str, Any]) -> Path:
     return folder
 
 
-def bytes_per_weight(folder: Path, precision: str) -> dict[str, dict[str, float]]:
+def bytes_per_weight(
+    folder: Path, precision: str, names: Iterable[str] = tuple(SETTINGS)
+) -> dict[str, dict[str, float]]:
     """By setting: at the peak of training, as measured and as estimated, and while loading."""
     rows = {}
-    for name, settings in SETTINGS.items():
+    for name in names:
+        settings = SETTINGS[name]
         order = {"precision": precision} | settings
         if settings.get("weights") == "bf16":
             order["precision"] = "bf16-mixed"

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from benchmarks.llama import SMOLLM2_135M, llama3_tokenizer
 from benchmarks.machine import default_result, peak_rss_gib, seconds, versions, write_result
-from benchmarks.memory import bytes_per_weight, model_folder
+from benchmarks.memory import SETTINGS, bytes_per_weight, model_folder
 from benchmarks.panel import generated_panel
 from benchmarks.scoring import evenly_spaced
 from benchmarks.scoring_engine import Engine, exact_flops, prompts
@@ -71,6 +71,8 @@ class Size:
     row_tokens: int = 1024
     scored: int = 8
     """Records of a career that are scored, the middles of equal stretches."""
+    memory_settings: tuple[str, ...] = tuple(SETTINGS)
+    """Settings whose bytes a weight are measured, the default first."""
     rival_batch: int = 16
     """Titles of a batch of lm-evaluation-harness."""
 
@@ -78,7 +80,8 @@ class Size:
 def size_of(toy: bool, steps: int) -> Size:
     """The real size, or one of seconds."""
     if toy:
-        return Size(config=TOY, steps=3, pool=40, records=(4, 8), scored=2)
+        some = tuple(SETTINGS)[0], tuple(SETTINGS)[-1]
+        return Size(config=TOY, steps=3, pool=40, records=(4, 8), scored=2, memory_settings=some)
     return Size(config=SMOLLM2_135M, steps=steps, pool=600, records=(5, 48))
 
 
@@ -229,11 +232,11 @@ def scoring(size: Size, material: Material) -> dict[str, Any]:
     }
 
 
-def memory_of_weights(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def memory_of_weights(config: Mapping[str, Any], precision: str, names: Sequence[str]) -> dict[str, Any]:
     """Bytes a weight at the peak of full fine-tuning, activations left out: the default and the lowest setting."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(Path(scratch), config)
-        rows = bytes_per_weight(folder, "bf16-mixed" if precision == "bf16" else "32-true")
+        rows = bytes_per_weight(folder, "bf16-mixed" if precision == "bf16" else "32-true", names)
     sizes = [row["bytes_per_weight"] for row in rows.values()]
     return {
         "bytes_per_weight_default": sizes[0],
@@ -257,7 +260,7 @@ def benchmark(size: Size) -> dict[str, Any]:
         "training": training,
         "scoring": (scored := scoring(size, material)),
         **{key: scored[key] for key in ("exact_share_of_matmul_rate", "exact_vs_lm_eval")},
-        **memory_of_weights(size.config, training["precision"]),
+        **memory_of_weights(size.config, training["precision"], size.memory_settings),
         "panel": panel_facts(material.train),
         "weights": sum(weight.numel() for weight in random_model(size).parameters()),
         "versions": versions("torch", "transformers", "peft", "trl", "lm_eval", "pytorch-lightning"),

@@ -183,11 +183,13 @@ class Mixture(OccupationModel):
         Where a component scores realized occupations only, so does the mixture, with that one's raw probabilities.
         """
         log_probs_NJ = np.full((len(groups_N), len(self.choice_set)), -np.inf)
-        realized_N = np.full(len(groups_N), -np.inf)
+        known_N = places_N >= 0
+        realized_N = np.where(known_N, -np.inf, np.nan)
         bound_N, bounded, whole = np.zeros(len(groups_N)), False, True
         for each, weights_G in zip(found, self.weights_GK_.T, strict=True):
             weights_N = weights_G[groups_N]
-            realized_N = np.logaddexp(realized_N, _realized(each, places_N) + np.log(weights_N))
+            own_N = (_realized(each, places_N) + np.log(weights_N))[known_N]
+            realized_N[known_N] = np.logaddexp(realized_N[known_N], own_N)
             if isinstance(each, RealizedProbabilities):
                 whole = False
                 continue
