@@ -80,8 +80,8 @@ class Size:
 def size_of(toy: bool, steps: int) -> Size:
     """The real size, or one of seconds."""
     if toy:
-        some = tuple(SETTINGS)[0], tuple(SETTINGS)[-1]
-        return Size(config=TOY, steps=3, pool=40, records=(4, 8), scored=2, memory_settings=some)
+        first, *_, last = SETTINGS
+        return Size(config=TOY, steps=3, pool=40, records=(4, 8), scored=2, memory_settings=(first, last))
     return Size(config=SMOLLM2_135M, steps=steps, pool=600, records=(5, 48))
 
 
