@@ -98,7 +98,7 @@ def bytes_per_weight(
         rows[name] = {
             "bytes_per_weight": sizes["peak"] / sizes["weights"],
             "bytes_per_weight_loading": sizes["loading"] / sizes["weights"],
-            "bytes_per_weight_estimated": estimated(folder, FEW, **order).training / sizes["weights"],
+            "bytes_per_weight_estimated": estimated(folder, FEW, **order) / sizes["weights"],
             "seconds": time.perf_counter() - since,
         }
         logger.info("%s: %s", name, rows[name])
@@ -115,8 +115,8 @@ def estimates(folder: Path, length: int, precision: str) -> Iterator[dict[str, A
             "tokens": length * careers,
             "settings": settings,
             "measured_gb": sizes["peak"] / 1e9,
-            "estimated_gb": estimate.peak / 1e9,
-            "estimate_to_measured": estimate.peak / sizes["peak"],
+            "estimated_gb": estimate / 1e9,
+            "estimate_to_measured": estimate / sizes["peak"],
         }
         logger.info("%s", row)
         yield row

@@ -25,7 +25,7 @@ from labor_llm.language.adapters import Adapter, Frozen, FullFineTuning, Lora
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches, ValidationBatches
 from labor_llm.language.finetune import FineTuning, TrainerSettings, fine_tune, score_careers
-from labor_llm.language.memory import Estimate, Plan
+from labor_llm.language.memory import Plan
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
@@ -36,12 +36,12 @@ ADAPTERS: dict[str, Adapter] = {
     "lora": Lora(),
     "frozen": Frozen(),
 }
-TITLE_TOKENS, RECORD_TOKENS = 5, 20
+TITLE_TOKENS, RECORD_TOKENS, TOKENS = 5, 20, 10_000
 SMALLEST = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 
 
-def estimated(folder: Path, lengths: Sequence[int], adapter: str = "none", **trainer: Any) -> Estimate:
-    """What the project estimates for the same."""
+def estimated(folder: Path, lengths: Sequence[int], adapter: str = "none", **trainer: Any) -> float:
+    """What the project estimates for the same, in bytes."""
     backbone = HubBackbone(name="measured", path=str(folder))
     settings = trainer_settings(lengths, trainer)
     plan = Plan(
@@ -51,8 +51,9 @@ def estimated(folder: Path, lengths: Sequence[int], adapter: str = "none", **tra
         settings=settings,
         scoring=ExactScoring(),
         lengths=tuple(sorted(lengths, reverse=True)),
+        tree=TitleTrie.of(titles(TOKENS)).nodes,
     )
-    return plan.estimate
+    return plan.estimate.training if plan.adapter.trains else plan.estimate.scored
 
 
 def trainer_settings(lengths: Sequence[int], trainer: dict[str, Any]) -> TrainerSettings:
@@ -88,6 +89,12 @@ def careers(lengths: Sequence[int], vocabulary: int) -> EncodedCareers:
     )
 
 
+def titles(vocabulary: int) -> list[tuple[int, ...]]:
+    """300 titles of five tokens, which share hardly any."""
+    rng = np.random.default_rng(1)
+    return [(*rng.integers(3, vocabulary, TITLE_TOKENS - 1).tolist(), 1) for _ in range(300)]
+
+
 def train(model: PreTrainedModel, lengths: Sequence[int], settings: TrainerSettings) -> None:
     """Two optimizer steps as a run takes them, a validation on one short career, and the best weights."""
     twice = careers([*lengths, *lengths], model.config.vocab_size)
@@ -101,12 +108,9 @@ def train(model: PreTrainedModel, lengths: Sequence[int], settings: TrainerSetti
 def score(model: PreTrainedModel, lengths: Sequence[int], settings: TrainerSettings) -> None:
     """The exact scores of 300 titles of five tokens at every record."""
     encoded = careers(lengths, model.config.vocab_size)
-    rng = np.random.default_rng(1)
-    titles = [(*rng.integers(3, model.config.vocab_size, TITLE_TOKENS - 1).tolist(), 1) for _ in range(300)]
+    trie = TitleTrie.of(titles(model.config.vocab_size))
     module = FineTuning(model, settings, 1, 0)
-    score_careers(
-        module, encoded, np.full(len(encoded.prompt_ends), -1), TitleTrie.of(titles), ExactScoring(), False
-    )
+    score_careers(module, encoded, np.full(len(encoded.prompt_ends), -1), trie, ExactScoring(), False)
 
 
 def work(model: PreTrainedModel, order: dict[str, Any]) -> None:

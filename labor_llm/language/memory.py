@@ -42,6 +42,9 @@ STATES: dict[OptimizerName, float] = {"adamw": 8, "adamw_8bit": 2 * (1 + 4 / 256
 UPDATE = 6 * 4 * PIECE
 """Bytes that the update of a piece computes with: its weights, gradient and states in float32, and results."""
 MATRICES = (nn.Linear, Conv1D)
+HOLES, HOLES_GPU = 0.3, 0.1
+"""Bytes lost between tensors, per byte of activations: in glibc's heap (0.2 to 0.4 seen), on a GPU (a guess)."""
+FEWEST_TOKENS = 64
 QUANTIZED = (4 + 0.127) / 8
 """Bytes of a weight in 4-bit NormalFloat whose scales are quantized too (arXiv 2305.14314, section 3)."""
 
@@ -55,7 +58,7 @@ class Estimate:
     """Of the optimizer."""
     gradients: float
     update: float
-    """What the update of the weights computes with, or the last sum of gradients."""
+    """What the update of the weights computes with, or the sum of the embeddings' gradients before it."""
     copies: float
     """Float32 weights in the type of the products, made anew in every step."""
     activations: float
@@ -71,9 +74,14 @@ class Estimate:
         return self.weights + self.states + max(forward, self.gradients + self.update)
 
     @property
+    def scored(self) -> float:
+        """The most that stands together while records are scored."""
+        return self.weights + self.scoring
+
+    @property
     def peak(self) -> float:
-        """The most of training and of scoring."""
-        return max(self.training, self.weights + self.scoring)
+        """The most of the whole run."""
+        return max(self.training, self.scored)
 
     def __str__(self) -> str:
         parts = [(field.name, getattr(self, field.name)) for field in fields(self)]
@@ -91,6 +99,8 @@ class Plan:
     scoring: Scoring
     lengths: tuple[int, ...]
     """Tokens of the longest careers, the longest first."""
+    tree: int = 1
+    """Nodes of the titles' tree."""
     shards: int = 1
     """Devices that share weights, gradients and states among them."""
 
@@ -153,9 +163,9 @@ class Plan:
         return {
             "states": states,
             "gradients": gradients,
-            "update": max(UPDATE if pieces else 0, output.numel() * own_size / self.shards),
+            "update": max(UPDATE if pieces else 0, 2 * output.numel() * own_size),
             "copies": self._copies(),
-            "activations": self.counted.kept(self.step, self._layers, self.settings.gradient_checkpointing),
+            "activations": self._activations(),
             "logits": self._loss(sum(self.step)),
         }
 
@@ -165,6 +175,11 @@ class Plan:
         careers = min(self.settings.micro_batch_size, self.settings.batch_size // self.settings.devices)
         longest = list(self.lengths[:careers])
         return [longest[0]] * len(longest) if self.settings.layout == "padded" else longest
+
+    def _activations(self) -> float:
+        """What layers keep for the gradients, with the holes between."""
+        kept = self.counted.kept(self.step, self._layers, self.settings.gradient_checkpointing)
+        return kept * (1 + (HOLES if self.device.type == "cpu" else HOLES_GPU))
 
     def _copies(self) -> float:
         """Autocast keeps a copy of each float32 matrix that is trained, from the forward pass to its gradient."""
@@ -190,7 +205,8 @@ class Plan:
         if not self._output.requires_grad:
             return rows * columns * (4 + product) + states + copy
         matrix = vocabulary * width
-        forward = rows * (columns * 4 + vocabulary * product) + copy + matrix * 4
+        reordered = 2 * product * columns * width if self.device.type == "cpu" and self.mixed else 0  # by oneDNN
+        forward = rows * (columns * 4 + vocabulary * product) + copy + reordered + matrix * 4
         backward = matrix * (4 + 4 + (own if own != 4 else 0))
         return states + max(forward, backward)
 
@@ -200,7 +216,8 @@ class Plan:
         vocabulary, size = len(self._output), 2 if self.mixed else 4
         tokens = tokens_per_pass(self.scoring, vocabulary)
         read = min(tokens, max(sum(self.lengths), self.lengths[0]))
-        nodes = min(tokens, CPU_NODES) if self.device.type == "cpu" else tokens
+        most = min(tokens, CPU_NODES) if self.device.type == "cpu" else tokens
+        nodes = most if self.tree > most else most // self.tree * self.tree  # whole trees
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         cache = 2 * heads * head * size * self._layers * (read + nodes)
@@ -244,7 +261,7 @@ def check_memory(plan: Plan) -> None:
     logger.info(
         "memory per device, estimated, in GB: %sscoring %.2f; free %.2f (%s)",
         purpose,
-        (estimate.weights + estimate.scoring) / GB,
+        estimate.scored / GB,
         free / GB,
         estimate,
     )
@@ -258,33 +275,45 @@ def check_memory(plan: Plan) -> None:
 
 def _refusal(plan: Plan, free: int) -> str:
     lines = [
-        f"the run needs about {plan.estimate.peak / GB:.1f} GB on each device, and {free / GB:.1f} GB are free. "
+        f"the run needs about {plan.estimate.peak / GB:.2f} GB on each device, and {free / GB:.2f} GB are free. "
         "These settings need less, from the cheapest on, each together with those above it:"
     ]
     for text, tried in chain(_cheaper(plan, free), _others(plan, free)):
         fits = "fits" if tried.estimate.peak <= free else "not enough"
-        lines.append(f"  {text}: {tried.estimate.peak / GB:.1f} GB, {fits}")
+        lines.append(f"  {text}: {tried.estimate.peak / GB:.2f} GB, {fits}")
     lines.append("trainer.check_memory=false tries it all the same.")
     return "\n".join(lines)
 
 
 def _cheaper(plan: Plan, free: int) -> Iterator[tuple[str, Plan]]:
-    """Changes that keep all weights trained, one upon the other, until the run fits."""
+    """Changes that keep what is trained, one upon the other, until the run fits."""
+    if plan.estimate.scored > free:
+        plan = _smaller_passes(plan, free)
+        yield f"scoring.max_tokens={plan.scoring.max_tokens}", plan
     if not plan.adapter.trains:
-        yield from _smaller_passes(plan, free)
         return
     for text, change in _changes(plan.settings, full=plan.adapter.name == "none"):
-        tried = replace(plan, settings=replace(plan.settings, **change))
-        if tried.estimate.peak < plan.estimate.peak:
-            plan = tried
-            yield text, plan
         if plan.estimate.peak <= free:
             return
+        tried = replace(plan, settings=replace(plan.settings, **change))
+        if tried.estimate.training < plan.estimate.training or tried.estimate.scored < plan.estimate.scored:
+            plan = tried
+            yield text, plan
+
+
+def _smaller_passes(plan: Plan, free: int) -> Plan:
+    """Fewer tokens scored at once, half of them each time."""
+    while plan.estimate.scored > free and plan.scoring.max_tokens > FEWEST_TOKENS:
+        plan = replace(plan, scoring=replace(plan.scoring, max_tokens=plan.scoring.max_tokens // 2))
+    return plan
 
 
 def _changes(settings: TrainerSettings, full: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    if settings.micro_batch_size > 1 and not settings.update_in_backward:
-        yield "trainer.micro_batch_size=1", {"micro_batch_size": 1}
+    """Settings that need less memory, from the cheapest on."""
+    careers = 0 if settings.update_in_backward else settings.micro_batch_size // 2
+    while careers:
+        yield f"trainer.micro_batch_size={careers}", {"micro_batch_size": careers}
+        careers //= 2
     yield "trainer.gradient_checkpointing=true", {"gradient_checkpointing": True}
     if settings.precision != "32-true":
         yield "trainer.precision=bf16-mixed", {"precision": "bf16-mixed"}
@@ -293,20 +322,12 @@ def _changes(settings: TrainerSettings, full: bool) -> Iterator[tuple[str, dict[
             yield "trainer.optimizer=adamw_8bit", {"optimizer": "adamw_8bit"}
         yield "trainer.weights=bf16", {"weights": "bf16", "precision": "bf16-mixed"}
         yield "trainer.optimizer=adafactor", {"optimizer": "adafactor"}
-        if settings.devices == 1:
-            whole = {"update_in_backward": True, "micro_batch_size": settings.batch_size, "clip_norm": None}
+        if settings.devices == 1 and not settings.update_in_backward:
             yield (
                 f"trainer.update_in_backward=true trainer.micro_batch_size={settings.batch_size} "
                 "trainer.clip_norm=null",
-                whole,
+                {"update_in_backward": True, "micro_batch_size": settings.batch_size, "clip_norm": None},
             )
-
-
-def _smaller_passes(plan: Plan, free: int) -> Iterator[tuple[str, Plan]]:
-    """Fewer tokens at once, half of them each time."""
-    while plan.estimate.peak > free and plan.scoring.max_tokens > 64:
-        plan = replace(plan, scoring=replace(plan.scoring, max_tokens=plan.scoring.max_tokens // 2))
-    yield f"scoring.max_tokens={plan.scoring.max_tokens}", plan
 
 
 def _others(plan: Plan, free: int) -> Iterator[tuple[str, Plan]]:

@@ -20,6 +20,7 @@ adafactor       2        none      0       2
 import ctypes
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -33,8 +34,10 @@ WeightType = Literal["float32", "bf16"]
 
 PIECE = 2**22
 """Weights that are updated together: what their update computes takes some 100 megabytes."""
-M_MMAP_THRESHOLD, LARGE = -3, 2**20
-"""glibc's number for the size from which memory is asked of the system, and given back to it, by itself."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers for how much free memory it keeps, and for the size that it asks of the system by itself."""
+LARGE, USUAL, KEPT = 2**20, 2**25, 2**26
+"""Bytes: such a size while pieces are updated, and what glibc itself arrives at in a process like this one."""
 
 
 def make_optimizer(
@@ -58,15 +61,25 @@ def make_optimizer(
     in_float32 = all(weight.dtype == torch.float32 for weight in trained)
     if name == "adamw" and in_float32 and not in_backward:
         return make(groups)
-    _give_freed_memory_back()
     return PiecewiseOptimizer(groups, make, in_backward, seed)
 
 
-def _give_freed_memory_back() -> None:
-    """Let glibc return what was freed to the system; else pieces that come and go double what a process holds."""
+@contextmanager
+def _giving_memory_back() -> Iterator[None]:
+    """Let glibc return what is freed to the system: pieces that come and go tear holes that no other tensor fills.
+
+    It takes time, so it is limited to updates: of activations it would make a step a third slower.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE)
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_TRIM_THRESHOLD, KEPT)
+    mallopt(M_MMAP_THRESHOLD, LARGE)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, USUAL)
 
 
 def _makers(learning_rate: float) -> dict[OptimizerName, Callable[[Any], Optimizer]]:
@@ -151,17 +164,21 @@ class PiecewiseOptimizer(Optimizer):
         """Update one weight and forget its gradient."""
         assert weight.grad is not None
         parts = zip(self._pieces[weight], _cut(weight.data), _cut(weight.grad), strict=True)
-        for (number, stand_in), piece, gradient in parts:
-            stand_in.data = piece.float()  # float32 weights: themselves
-            stand_in.grad = gradient.float()
-            self._step_inner(self._groups_of[weight], stand_in)
-            if piece.dtype == torch.bfloat16:
-                piece.copy_(rounded(stand_in.data, self._generator(number, piece.device)))
-            elif stand_in.data_ptr() != piece.data_ptr():  # the inner optimizer laid it out anew
-                piece.copy_(stand_in)
-            stand_in.grad = None
-            stand_in.data = stand_in.data.new_empty(0)
+        with _giving_memory_back():
+            for (number, stand_in), piece, gradient in parts:
+                self._update_piece(self._groups_of[weight], number, stand_in, piece, gradient)
         weight.grad = None
+
+    def _update_piece(self, group: int, number: int, stand_in: Tensor, piece: Tensor, gradient: Tensor) -> None:
+        stand_in.data = piece.float()  # float32 weights: themselves
+        stand_in.grad = gradient.float()
+        self._step_inner(group, stand_in)
+        if piece.dtype == torch.bfloat16:
+            piece.copy_(rounded(stand_in.data, self._generator(number, piece.device)))
+        elif stand_in.data_ptr() != piece.data_ptr():  # the inner optimizer laid it out anew
+            piece.copy_(stand_in)
+        stand_in.grad = None
+        stand_in.data = stand_in.data.new_empty(0)
 
     def _step_inner(self, place: int, stand_in: Tensor) -> None:
         """A step of the inner optimizer, which looks at no other weight."""

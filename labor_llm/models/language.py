@@ -101,6 +101,7 @@ class LanguageModel(OccupationModel):
             settings=self.trainer,
             scoring=self.scoring,
             lengths=lengths,
+            tree=self._trie.nodes,
             shards=self.trainer.world if self.trainer.sharded else 1,
         )
         check_memory(plan)
@@ -168,9 +169,8 @@ class LanguageModel(OccupationModel):
         self, encoded: EncodedCareers, occupations_N: pl.Series, workspace: Workspace
     ) -> ChoiceProbabilities | RealizedProbabilities:
         """The probabilities of all titles at the encoded records; ``occupations_N`` were realised."""
-        trie = TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
         realised_N = choice_indices(occupations_N, self.choice_set)
-        scores = score_careers(self._module, encoded, realised_N, trie, self.scoring, workspace.progress)
+        scores = score_careers(self._module, encoded, realised_N, self._trie, self.scoring, workspace.progress)
         raw_NJ = scores.raw_QJ.double().numpy()
         if isinstance(self.scoring, RealizedScoring):
             return RealizedProbabilities(np.where(realised_N >= 0, raw_NJ[:, 0], np.nan))
@@ -188,6 +188,10 @@ class LanguageModel(OccupationModel):
         """Tokenize careers; those that the model's context does not hold in several views."""
         tokens = encode_once(self._encoder, careers, workspace.tokens)
         return every_record(tokens, context_of(self._module.model), self._longest_title)
+
+    @property
+    def _trie(self) -> TitleTrie:
+        return TitleTrie.of([self._encoder.titles[code] for code in self.choice_set])
 
     @property
     def _longest_title(self) -> int:
