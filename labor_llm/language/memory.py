@@ -217,7 +217,8 @@ class Plan:
         tokens = tokens_per_pass(self.scoring, vocabulary)
         read = min(tokens, max(sum(self.lengths), self.lengths[0]))
         most = min(tokens, CPU_NODES) if self.device.type == "cpu" else tokens
-        nodes = most if self.tree > most else most // self.tree * self.tree  # whole trees
+        tree = max(1, self.tree)  # one token a title: no inner node
+        nodes = most if tree > most else most // tree * tree  # whole trees
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         cache = 2 * heads * head * size * self._layers * (read + nodes)
