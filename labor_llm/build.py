@@ -1,7 +1,7 @@
 """From a configuration to objects: the only place where Hydra instantiates."""
 
 import inspect
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -9,7 +9,6 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from labor_llm.configs import broken_value, home, names, one_line
 from labor_llm.errors import ConfigError, LaborLLMError, unknown
@@ -74,7 +73,7 @@ def _explained(error: Exception, node: Any, key: str, broken: Container[Any]) ->
         yield f"{key}: {one_line(cause)}"
 
 
-def _field_line(detail: ErrorDetails, node: DictConfig, key: str) -> str:
+def _field_line(detail: Mapping[str, Any], node: DictConfig, key: str) -> str:
     """A mistake in one field, under the key that mends it."""
     where = _where(detail["loc"], node, key)
     if detail["type"] == "unexpected_keyword_argument" and len(detail["loc"]) == 1:

@@ -320,3 +320,17 @@ def test_the_command_line_loads_nothing_heavy():
     loaded = started("-c", "import sys, labor_llm.__main__; print(*sys.modules)").stdout.split()
     assert "labor_llm.__main__" in loaded
     assert not {"torch", "polars", "pydantic", "transformers", "labor_llm.build"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "waits"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, None)],
+)
+def test_threads_sleep_at_barriers_unless_the_user_chose(type_in, monkeypatch, chosen, waits):
+    for name in __main__.WAITING:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    type_in("--version")
+    assert os.environ.get("OMP_WAIT_POLICY") == waits
