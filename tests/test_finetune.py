@@ -18,12 +18,13 @@ from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
 from labor_llm.language.checks import check_packing
-from labor_llm.language.finetune import FineTuning, TrainerSettings
+from labor_llm.language.finetune import MONITOR, FineTuning, TrainerSettings
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
 from labor_llm.models.language import LanguageModel
 from labor_llm.templates import ResumeTemplate, Titles, Tokens
+from labor_llm.tracking import NoTracker
 
 
 def hub_model(folder: Path, adapter=None, label=None, **settings) -> LanguageModel:
@@ -101,6 +102,48 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(loss_on):
     whole = gradient(40, "packed")
     for micro_batch_size, layout in [(7, "packed"), (40, "padded"), (7, "padded")]:
         torch.testing.assert_close(gradient(micro_batch_size, layout), whole, atol=1e-6, rtol=1e-4)
+
+
+class Gradients(Callback):
+    """Keeps the gradients with which the first step updates the weights."""
+
+    first: torch.Tensor | None = None
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if self.first is None:
+            self.first = torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None])
+
+
+def test_training_updates_with_the_mean_over_the_step_however_it_is_cut(llama_folder, monkeypatch):
+    """AdamW hides a factor in all gradients, a limit on their length does not."""
+    callbacks = training._fitting_callbacks
+
+    def gradient(micro_batch_size: int) -> torch.Tensor:
+        kept = Gradients()
+        monkeypatch.setattr(training, "_fitting_callbacks", lambda *args: [*callbacks(*args), kept])
+        sizes = {"batch_size": 40, "micro_batch_size": micro_batch_size}
+        hub_model(llama_folder, layout="padded", **sizes).fit(TRAIN, VALID, CHOICES)
+        assert kept.first is not None
+        return kept.first
+
+    torch.testing.assert_close(gradient(10), gradient(40), atol=1e-6, rtol=1e-4)
+
+
+class Validations(NoTracker):
+    """Keeps the perplexity of every validation."""
+
+    def __init__(self) -> None:
+        self.perplexities: list[float] = []
+
+    def log(self, metrics, step) -> None:
+        self.perplexities += [metrics[MONITOR]] if MONITOR in metrics else []
+
+
+def test_training_ends_with_its_patience(gpt2_folder):
+    """At so high a learning rate an early validation is the best; two more are waited for."""
+    tracker, settings = Validations(), {"learning_rate": 1.0, "max_epochs": 9, "patience": 2}
+    hub_model(gpt2_folder, **settings).fit(TRAIN, VALID, CHOICES, Workspace(tracker=tracker))
+    assert len(tracker.perplexities) == int(np.argmin(tracker.perplexities)) + 3 < 9
 
 
 class PowerCutError(Exception):

@@ -104,6 +104,15 @@ def changed_after(year: int) -> Careers:
     return Careers.validated(table, dataset="test", taxonomy=TEST.taxonomy, source="changed")
 
 
+def test_the_choice_set_holds_states_that_nobody_is_in(fitted):
+    """A model gives them a probability: somebody may enter them after training."""
+    unseen = TRAIN.taxonomy.states - set(TRAIN.table["occupation"])
+    assert unseen
+    assert unseen < set(CHOICES)
+    places = [fitted.choice_set.index(state) for state in unseen]
+    assert np.isfinite(fitted.log_probs(TEST)[:, places]).all()
+
+
 def test_rows_are_distributions_over_the_choice_set(fitted):
     log_probs = fitted.log_probs(TEST)
     assert log_probs.shape == (len(TEST), len(CHOICES))

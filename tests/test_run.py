@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -17,12 +19,16 @@ from safetensors.torch import load_file
 
 from labor_llm.__main__ import main
 from labor_llm.build import build
+from labor_llm.careers import Careers
 from labor_llm.compare import compare
 from labor_llm.comparison.side_by_side import Statistics
 from labor_llm.configs import conf_folder
 from labor_llm.datasets import read
 from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.models.base import choice_set
+from labor_llm.models.empirical import Empirical
 from labor_llm.models.language import LanguageModel
+from labor_llm.predictions import choice_indices
 from labor_llm.preparation import prepare
 from labor_llm.run import _folder, _plain, run, score
 from labor_llm.run_folder import held
@@ -242,6 +248,21 @@ def test_another_language_model_is_not_taken(config, tmp_path, language_fits, ot
         (run_folders(tmp_path)[0] / "complete").unlink()
     run(config("run", *TINY, "tracker=jsonl", "model=embedding"))
     assert len(language_fits) == 2
+
+
+def test_a_model_knows_the_year_until_which_all_is_known_and_none_after(config, tmp_path):
+    run(config("run", "model=empirical", "tracker=jsonl", "known_until=1983"))
+    (folder,) = run_folders(tmp_path)
+    careers = Careers.read(tmp_path / "out" / "wage_panel" / "careers.parquet")
+    known = replace(careers, table=careers.table.filter(pl.col("year") <= 1983))
+    assert known.table["year"].max() == 1983
+    dataset = build(config("run"), ["dataset"])["dataset"]
+    splits, test = dataset.split(known), dataset.split(careers).test
+    model = Empirical().fit(splits.train, splits.valid, choice_set(splits.train))
+    log_probs = model.log_probs(test)
+    predicted = pl.read_parquet(folder / "predictions.parquet")
+    places = choice_indices(test.table["occupation"], model.choice_set)
+    np.testing.assert_allclose(predicted["log_prob"], log_probs[np.arange(len(places)), places], rtol=1e-6)
 
 
 def test_a_failed_evaluation_does_not_fit_again(config, tmp_path, monkeypatch):
