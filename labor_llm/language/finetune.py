@@ -26,7 +26,7 @@ from labor_llm.language.batches import (
 )
 from labor_llm.language.checks import check_packing, check_scores
 from labor_llm.language.loss import summed_nll
-from labor_llm.language.optimizers import OptimizerName, PiecewiseOptimizer, WeightType, make_optimizer
+from labor_llm.language.optimizers import OptimizerName, PiecewiseOptimizer, WeightType, give_back_memory, make_optimizer
 from labor_llm.language.scoring import (
     RealizedScoring,
     Scores,
@@ -142,6 +142,7 @@ class FineTuning(Training):
             if isinstance(optimizer, PiecewiseOptimizer):
                 optimizer.release()
         self.trainer.strategy.optimizers, self.trainer.strategy.lr_scheduler_configs = [], []
+        give_back_memory()
 
     def training_step(self, batch: CareerBatch, batch_idx: int) -> Tensor:
         return self.step_loss(self._nll(batch), batch["step_tokens"])

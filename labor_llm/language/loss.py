@@ -72,16 +72,16 @@ class _ProjectedLoss(torch.autograd.Function):
                 hidden_NE.to(mixed), weight_VE.to(mixed), targets_N, *ctx.needs_input_grad[:2]
             )
         ctx.types = hidden_NE.dtype, weight_VE.dtype
-        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.gradients = [hidden_grad, weight_grad]
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        gradients = (
-            None if saved is None else (saved * grad).to(dtype)
-            for saved, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
-        )
+        gradients: list[Tensor | None] = []
+        for dtype in ctx.types:  # one at a time, in place: that of the projection is as large as the projection
+            saved = ctx.gradients.pop(0)
+            gradients.append(None if saved is None else saved.mul_(grad).to(dtype))
         return *gradients, None
 
 

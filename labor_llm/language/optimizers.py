@@ -82,6 +82,13 @@ def _giving_memory_back() -> Iterator[None]:
         mallopt(M_MMAP_THRESHOLD, USUAL)
 
 
+def give_back_memory() -> None:
+    """Let glibc return all that is free, holes between tensors included, as after a step of training."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _makers(learning_rate: float) -> dict[OptimizerName, Callable[[Any], Optimizer]]:
     return {
         "adamw": lambda groups: torch.optim.AdamW(groups, lr=learning_rate, fused=True),
@@ -152,6 +159,7 @@ class PiecewiseOptimizer(Optimizer):
             if weight.grad is not None:
                 self._update(weight)
         self.steps += 1
+        give_back_memory()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
