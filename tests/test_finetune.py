@@ -81,7 +81,7 @@ def test_lora_on_random_weights_is_refused():
 
 
 def test_a_missing_model_says_what_to_do(tmp_path):
-    with pytest.raises(ConfigError, match=r"backbone.path: .* could not be loaded .*copy the model's folder"):
+    with pytest.raises(ConfigError, match=r"backbone.path: .* has no config\.json.* Copy the model's folder"):
         hub_model(tmp_path).fit(TRAIN, VALID, CHOICES)
 
 

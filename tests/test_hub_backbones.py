@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from test_finetune import hub_model
 from tokenizers import Tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -24,7 +25,7 @@ from labor_llm.build import build
 from labor_llm.configs import check_overrides, conf_folder
 from labor_llm.errors import ConfigError
 from labor_llm.language.adapters import Frozen, Lora
-from labor_llm.language.backbones import AutoConfig, HubBackbone
+from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.prompts import TitlesPrompt
 from labor_llm.models.language import LanguageModel
 from labor_llm.templates import Codes, ResumeTemplate, Titles, Tokens

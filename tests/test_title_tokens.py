@@ -47,6 +47,7 @@ def test_lora_trains_and_saves_the_new_embeddings_and_no_others(added, name, tmp
     encoder, pieces = added
     base = small_model(name, min(pieces))
     base.save_pretrained(tmp_path / "base")
+    bpe_tokenizer("llama", ["before titles were added"]).save_pretrained(tmp_path / "base")
     backbone = HubBackbone(name="small", path=str(tmp_path / "base"))
     model = backbone.model(encoder.tokenizer, torch.bfloat16)
     start_from_means(model, pieces)

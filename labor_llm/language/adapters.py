@@ -1,5 +1,6 @@
 """Adapters: which weights of a backbone are trained, if any, and how they are saved."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +16,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from labor_llm.errors import ConfigError
 from labor_llm.language.backbones import Backbone, HubBackbone
+from labor_llm.language.model_files import ModelFiles
+from labor_llm.language.quantized import check_trainable
+from labor_llm.language.stored_adapters import merged, stored_adapter
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = ConfigDict(extra="forbid")
 
@@ -65,7 +71,8 @@ class FullFineTuning(Adapter):
         return torch.float32
 
     def apply(self, model: PreTrainedModel, backbone: Backbone, new_tokens: Sequence[int] = ()) -> PreTrainedModel:
-        return model
+        check_trainable(model, backbone.name)
+        return merged(model) if isinstance(model, PeftModel) else model
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)
@@ -130,6 +137,8 @@ class Lora(Adapter):
                 f"adapter=lora: backbone {backbone.name!r} has random weights; the adapter would be saved "
                 "without them. Use adapter=none, or a backbone with weights such as backbone=gpt2."
             )
+        if isinstance(model, PeftModel):
+            return self._gone_on_from(model)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             target_modules="all-linear",
@@ -138,11 +147,18 @@ class Lora(Adapter):
             lora_dropout=self.dropout,
             trainable_token_indices=_embeddings(model, new_tokens),
         )
-        adapted = get_peft_model(model, config)
-        for weight in adapted.parameters():
-            if weight.requires_grad:  # peft leaves embeddings in the type of the base
-                weight.data = weight.data.float()
-        return adapted
+        return _in_float32(get_peft_model(model, config))
+
+    def _gone_on_from(self, model: PeftModel) -> PreTrainedModel:
+        """The adapter that the backbone is, trained further; its own rank and alpha hold."""
+        config = model.active_peft_config
+        if config.peft_type != PeftType.LORA:
+            raise ConfigError(
+                f"adapter={self.name} goes on from LoRA adapters, and backbone.path leads to one of the kind "
+                f"{config.peft_type.value}. adapter=none merges it and trains all weights."
+            )
+        logger.info("training goes on from it: its rank is %d, its alpha %g", config.r, config.lora_alpha)
+        return _in_float32(model)
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
@@ -150,7 +166,9 @@ class Lora(Adapter):
     def load(
         self, folder: Path, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     ) -> PreTrainedModel:
-        return PeftModel.from_pretrained(backbone.model(tokenizer, dtype, self.quantization), folder)
+        adapter = stored_adapter(ModelFiles(str(folder)))
+        assert adapter is not None
+        return adapter.put_on(backbone.base.model(tokenizer, dtype, self.quantization))
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -173,6 +191,14 @@ class QLora(Lora):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
+
+
+def _in_float32(adapted: PeftModel) -> PeftModel:
+    """The model with what is trained in float32; peft leaves embeddings in the type of the base."""
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return adapted
 
 
 def _embeddings(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:

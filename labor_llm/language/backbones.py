@@ -1,13 +1,12 @@
 """Backbones: the causal language models that are fine-tuned, from scratch or loaded, with their tokenizers."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import replace
-from pickle import UnpicklingError
-from typing import Any, Literal
+from dataclasses import fields, replace
+from functools import cached_property
 
 import torch
-from huggingface_hub.utils import logging as hub_logging
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from tokenizers import Tokenizer
@@ -17,10 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -28,13 +24,17 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from labor_llm.errors import ConfigError
+from labor_llm.language.checkpoint import Checkpoint, WeightFormat
 from labor_llm.language.model_files import ModelFiles
 from labor_llm.language.phrases import with_phrases
 from labor_llm.language.residual_dropout import add_dropout, configure_dropout
+from labor_llm.language.stored_adapters import StoredAdapter, stored_adapter
+from labor_llm.language.token_rows import add_rows, check_rows, rows_of
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = ConfigDict(extra="forbid")
 BOS, PAD = "<|begin|>", "<|pad|>"
@@ -62,6 +62,11 @@ class Backbone(ABC):
         quantization: QuantizationConfigMixin | None = None,
     ) -> PreTrainedModel:
         """The model with its weights in the given type, or quantized."""
+
+    @property
+    def base(self) -> "Backbone":
+        """The backbone without the adapter that it is, if it is one."""
+        return self
 
     @abstractmethod
     def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -165,8 +170,10 @@ class HubBackbone(Backbone):
     revision: str | None = None
     gguf_file: str | None = None
     """The GGUF file in a folder or repository; its weights are dequantized."""
-    weights: Literal["safetensors", "pickle"] = "safetensors"
-    """pickle: ``pytorch_model*.bin``, of which PyTorch then reads weights only."""
+    weights: WeightFormat = "safetensors"
+    """pickle: ``pytorch_model*.bin`` if there is nothing else; PyTorch then reads weights only."""
+    dequantize: bool = False
+    """Unpack a checkpoint that is quantized already: FP8, MXFP4, compressed-tensors or bitsandbytes."""
     pretrained: bool = True
     """False: the same architecture and tokenizer with random weights, to learn what pretraining is worth."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -181,11 +188,12 @@ class HubBackbone(Backbone):
             raise ValueError(f"path names a GGUF file already; leave out gguf_file={self.gguf_file}")
 
     def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-        files = self._checked_files()
-        try:
-            return AutoTokenizer.from_pretrained(files.folder, use_fast=True, **files.arguments)
-        except (OSError, ValueError) as error:
-            raise self._not_loaded("tokenizer", error) from error
+        self._checkpoint.check(self.pretrained)
+        if self._adapter is None:
+            self._checkpoint.config()  # whether it is a language model at all
+        elif self._files.find("tokenizer_config.json") is None:
+            return self.base.tokenizer(texts)
+        return self._checkpoint.tokenizer()
 
     def model(
         self,
@@ -193,75 +201,100 @@ class HubBackbone(Backbone):
         dtype: torch.dtype,
         quantization: QuantizationConfigMixin | None = None,
     ) -> PreTrainedModel:
-        files = self._checked_files()
-        self._check_quantization(files, quantization)
-        given = {"dtype": dtype, "attn_implementation": self.attention}
-        try:
-            if self.dropout is not None or not self.pretrained:
-                given["config"] = self._config(files)
-            if self.pretrained:
-                model = self._loaded(files, quantization, given)
-            else:  # new weights, from PyTorch's generator, which a run seeds
-                model = AutoModelForCausalLM.from_config(trust_remote_code=False, **given)
-        except (OSError, ValueError, UnpicklingError) as error:
-            raise self._not_loaded("model", error) from error
+        self._checkpoint.check(self.pretrained)
+        if self._adapter is not None:
+            return self._adapted(self._adapter, tokenizer, dtype, quantization)
+        config = self._config()
+        if self.pretrained:
+            model = self._checkpoint.model(config, dtype, quantization)
+        elif quantization is None:
+            model = self._checkpoint.random_model(config, dtype)
+        else:
+            raise ConfigError("backbone.pretrained=false: random weights are not quantized; use adapter=none")
         if self.dropout is not None:
             add_dropout(model, self.dropout)
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # it was given tokens of its own
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        self._add_rows(model, tokenizer)
         return model
 
     def skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-        try:
-            config = self._config(self._checked_files())
-        except (OSError, ValueError) as error:
-            raise self._not_loaded("config", error) from error
+        self._checkpoint.check(self.pretrained)
+        if self._adapter is not None:
+            return self.base.skeleton(tokenizer)
+        config = self._config()
         config.vocab_size = max(config.vocab_size, len(tokenizer))
-        with torch.device("meta"):
+        if self.dequantize:
+            config.quantization_config = None
+        with torch.device("meta"), self._checkpoint.reading("config"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return model
 
     def at(self, revision: str | None) -> "HubBackbone":
+        if self._adapter is not None and not self._files.inner.is_dir():
+            return self  # the revision is one of the adapter's base
         return replace(self, revision=self.revision or revision)
 
-    def _checked_files(self) -> ModelFiles:
-        """Where the model's files are, checked as far as they are on this machine; and the hub kept quiet."""
-        files = ModelFiles(self.path, self.subfolder, self.revision, self.gguf_file, self.fetch)
-        files.check()
-        transformers_logging.disable_progress_bar()
-        hub_logging.set_verbosity_error()
-        return files
+    @property
+    def base(self) -> "HubBackbone":
+        if (adapter := self._adapter) is None:
+            return self
+        here = {field.name: getattr(self, field.name) for field in fields(self)}
+        if adapter.base is not None:
+            here |= {"path": adapter.base, "subfolder": None, "revision": adapter.config.revision or self.revision}
+        return _BareBackbone(**here)
 
-    def _config(self, files: ModelFiles) -> PretrainedConfig:
-        config = AutoConfig.from_pretrained(files.folder, **files.arguments)
+    @cached_property
+    def _files(self) -> ModelFiles:
+        return ModelFiles(self.path, self.subfolder, self.revision, self.gguf_file, self.fetch)
+
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self._files, self.weights, self.dequantize, self.attention)
+
+    @cached_property
+    def _adapter(self) -> StoredAdapter | None:
+        """The adapter that the path leads to, if it leads to one."""
+        adapter = stored_adapter(self._files)
+        if adapter is not None:
+            adapter.check(self.weights)
+        return adapter
+
+    def _config(self) -> PretrainedConfig:
+        config = self._checkpoint.config()
         if self.dropout is not None:
             configure_dropout(config, self.dropout)
         return config
 
-    def _loaded(
-        self, files: ModelFiles, quantization: QuantizationConfigMixin | None, given: dict[str, Any]
+    def _adapted(
+        self,
+        adapter: StoredAdapter,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        quantization: QuantizationConfigMixin | None,
     ) -> PreTrainedModel:
-        if files.gguf:  # dequantized, it is a model as any other
-            given |= {"quantization_config": GgufConfig(dequantize=True)}
-        else:
-            given |= {"quantization_config": quantization, "use_safetensors": self.weights == "safetensors"}
-        return AutoModelForCausalLM.from_pretrained(files.folder, weights_only=True, **files.arguments, **given)
-
-    def _check_quantization(self, files: ModelFiles, quantization: QuantizationConfigMixin | None) -> None:
-        if quantization is not None and not self.pretrained:
-            raise ConfigError("backbone.pretrained=false: random weights are not quantized; use adapter=none")
-        if quantization is not None and files.gguf:
-            raise ConfigError(f"adapter=qlora does not quantize GGUF files such as {files.gguf}; use adapter=lora")
-
-    def _not_loaded(self, part: str, error: Exception) -> ConfigError:
-        reason = str(error).strip().splitlines()[0]
-        if part == "model" and self.weights == "safetensors" and "safetensors" in str(error):
-            return ConfigError(
-                f"backbone.weights: {self.path!r} could not be loaded from safetensors ({reason}). If it has "
-                "pytorch_model*.bin, backbone.weights=pickle reads the weights in it and runs no code."
+        own = self.tokenizer([])
+        if (new := len(tokenizer) - len(own)) > 0:
+            raise ConfigError(
+                f"label=token: the adapter in {self.path!r} was trained without {new} of the titles' tokens. Use "
+                "the label that it was trained with."
             )
-        return ConfigError(
-            f"backbone.path: the {part} of {self.path!r} could not be loaded ({reason}). Without internet, copy "
-            "the model's folder (config.json, tokenizer.json, *.safetensors) to this machine and set "
-            "backbone.path=/its/folder (HF_HUB_OFFLINE=1 saves the wait); a gated model needs `hf auth login`."
-        )
+        base = self.base.model(own, dtype, quantization)
+        with self._checkpoint.reading("adapter"):
+            adapted = adapter.put_on(base)
+        logger.info("%s is a %s adapter on %s", self.path, adapter.kind, self.base.path)
+        return adapted
+
+    def _add_rows(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give tokens of the titles embeddings; other tokens that have none are left out."""
+        if len(tokenizer) <= rows_of(model):
+            return
+        own = self.tokenizer([])
+        if len(own) > rows_of(model):
+            check_rows(own, rows_of(model), self.path)
+        if len(tokenizer) > len(own):
+            add_rows(model, len(tokenizer))
+
+
+class _BareBackbone(HubBackbone):
+    """The model itself, without the adapter that lies in the same folder."""
+
+    _adapter = None

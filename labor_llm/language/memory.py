@@ -31,6 +31,7 @@ from labor_llm.language.finetune import TrainerSettings
 from labor_llm.language.free_memory import free_memory
 from labor_llm.language.loss import COLUMNS, ROWS
 from labor_llm.language.optimizers import PIECE, OptimizerName
+from labor_llm.language.quantized import packed_bits
 from labor_llm.language.scoring import Scoring, tokens_per_pass
 from labor_llm.language.title_scorer import CPU_NODES
 
@@ -227,8 +228,17 @@ class Plan:
 
     def _size(self, name: str, weight: torch.Tensor) -> float:
         """Bytes of a weight; the matrices of a quantized backbone are packed."""
-        packed = self.adapter.quantization is not None and not weight.requires_grad and weight.ndim == 2
-        return weight.numel() * QUANTIZED if packed and "embed" not in name else weight.nbytes
+        if self._packed is None or weight.requires_grad or weight.ndim != 2 or "embed" in name:
+            return weight.nbytes
+        return weight.numel() * self._packed
+
+    @cached_property
+    def _packed(self) -> float | None:
+        """Bytes of a weight in the backbone's matrices, if an adapter or the checkpoint packs them."""
+        if self.adapter.quantization is not None:
+            return QUANTIZED
+        bits = packed_bits(self.network.config)
+        return None if bits is None else bits / 8
 
     def _gathered(self, weights: float) -> float:
         """Shards of a layer and of the next are gathered while they compute."""

@@ -15,7 +15,8 @@ def add_title_tokens(encoder: CareerEncoder) -> dict[int, Ids]:
     tokens = [AddedToken(text, normalized=False, special=False) for text in texts.values()]
     encoder.tokenizer.add_tokens(tokens)
     ids = encoder.tokenizer.convert_tokens_to_ids(list(texts.values()))
-    return {new: encoder.titles[code] for new, code in zip(ids, texts, strict=True)}
+    pieces = {new: encoder.titles[code] for new, code in zip(ids, texts, strict=True)}
+    return {new: before for new, before in pieces.items() if before != (new,)}  # or it had them already
 
 
 @torch.no_grad()

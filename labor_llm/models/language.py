@@ -230,7 +230,7 @@ class LanguageModel(OccupationModel):
 
     def _load(self, folder: Path) -> None:
         facts = json.loads((folder / self.file).read_text())
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         told = tuple(facts.get("prompt", ()))  # the first version wrote none
         self._encoder = CareerEncoder(tokenizer, self.template, self.label, self.taxonomy, told)
         if self._encoder.fingerprint != facts["titles"]:
