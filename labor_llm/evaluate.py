@@ -161,10 +161,15 @@ def _joined(a: Predictions, b: Predictions) -> pl.DataFrame:
 
 
 def _top(table: pl.DataFrame, size: int, weight: pl.Expr | None = None) -> Estimate:
-    """Share of records whose occupation is among the ``size`` most probable; outside the set is a miss."""
+    """Share of records whose occupation is among the ``size`` most probable; outside the set is a miss.
+
+    Of equally probable occupations, each has the same chance of being among them: one of seven counts 1/7 in top 1.
+    """
     if table["rank"].is_null().all() and table["in_choice_set"].any():  # realised occupations only: no ranks
         return UNDEFINED
-    return clustered_mean(table, (pl.col("rank") <= size).fill_null(False), weight)
+    places = size + 1 - pl.col("rank")
+    tied = pl.col("tied").fill_null(1)  # the first version counted none
+    return clustered_mean(table, (places / tied).clip(0, 1).fill_null(0), weight)
 
 
 def _finite(number: float | None) -> float | None:

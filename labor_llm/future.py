@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 
 from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError, DataError
-from labor_llm.models.base import OccupationModel
+from labor_llm.models.base import OccupationModel, check_scorable
 from labor_llm.predictions import RealizedProbabilities, choice_indices
 from labor_llm.statistics.clustered import Estimate, clustered_auc, clustered_mean, weighted_name
 from labor_llm.statistics.event_report import too_small
@@ -127,6 +127,8 @@ def foretell(
     surveys have gaps. ``progress`` is told how many persons are done, and of how many.
     """
     chosen = _with_future(careers, cutoff, horizon)
+    future = replace(chosen, table=chosen.table.filter(pl.col("year") > cutoff))
+    check_scorable(future, model.choice_set, f"persons with records after {cutoff}", "forecast")
     no_wages = pl.when(pl.col("year") <= cutoff).then("log_wage").alias("log_wage")
     chosen = replace(chosen, table=chosen.table.with_columns(no_wages))
     if covariates == "carried":

@@ -31,6 +31,7 @@ COLUMNS: dict[str, type[pl.DataType]] = {
     "log_prob_raw": pl.Float64,
     "error_bound": pl.Float64,
     "rank": pl.Int32,
+    "tied": pl.Int32,
     "first": pl.Boolean,
     "moved": pl.Boolean,
     "log_prob_stay": pl.Float64,
@@ -94,10 +95,11 @@ class RealizedProbabilities:
 class Predictions:
     """One row per record, in the order of the careers table.
 
-    ``in_choice_set``: whether the model could have named the occupation; where it could not, ``log_prob`` and
-    ``rank`` are null. ``log_prob_raw``: before normalisation, ``log_prob + log_mass``; all that there is if only
-    the realised occupation was scored. ``error_bound``: how far any probability can be from the model's own, null
-    if not at all. ``rank``: one plus the number of occupations that are strictly more probable.
+    ``in_choice_set``: whether the model could have named the occupation; where it could not, ``log_prob``,
+    ``rank`` and ``tied`` are null. ``log_prob_raw``: before normalisation, ``log_prob + log_mass``; all that there
+    is if only the realised occupation was scored. ``error_bound``: how far any probability can be from the model's
+    own, null if not at all. ``rank``: one plus the number of occupations that are strictly more probable;
+    ``tied``: how many are as probable as the realised one, itself included.
     ``first``: the person has no earlier record; ``moved`` and ``log_prob_stay`` (of the occupation of the
     record before) are then null, and ``log_prob_stay`` also where that occupation is outside the choice set.
     ``log_probs``: the whole distribution in float32, if kept.
@@ -122,6 +124,7 @@ class Predictions:
         realised_N = choice_indices(careers.table["occupation"], choice_set)
         log_prob = _picked(log_probs_NJ, realised_N)
         known, log_mass = log_prob.is_not_null(), pl.Series(probabilities.log_mass_N, dtype=pl.Float64)
+        rank_N, tied_N = _ranks(log_probs_NJ, realised_N)
         table = _table(
             careers,
             in_choice_set=known,
@@ -129,7 +132,8 @@ class Predictions:
             log_mass=log_mass,
             log_prob_raw=log_prob + log_mass,
             error_bound=_bound(probabilities),
-            rank=pl.when(known).then(pl.Series(_ranks(log_probs_NJ, realised_N))),
+            rank=pl.when(known).then(pl.Series(rank_N)),
+            tied=pl.when(known).then(pl.Series(tied_N)),
             log_prob_stay=_picked(log_probs_NJ, choice_indices(careers.previous, choice_set)),
             **event_columns(careers, choice_set, log_probs_NJ),
         )
@@ -219,13 +223,16 @@ def _picked(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> 
     return pl.Series(np.where(places_N < 0, np.nan, picked_N), nan_to_null=True)
 
 
-def _ranks(log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]) -> NDArray[np.int32]:
-    """One plus the number of strictly greater entries of the row; meaningless where the place is -1."""
-    ranks_N = np.empty(len(places_N), dtype=np.int32)
+def _ranks(
+    log_probs_NJ: NDArray[np.floating], places_N: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """One plus the number of greater entries of the row, and of equal ones; meaningless where the place is -1."""
+    rank_N, tied_N = (np.empty(len(places_N), dtype=np.int32) for _ in range(2))
     for rows in blocks(len(places_N)):
         chosen = np.take_along_axis(log_probs_NJ[rows], places_N[rows, None].clip(min=0), axis=1)
-        ranks_N[rows] = 1 + (log_probs_NJ[rows] > chosen).sum(axis=1)
-    return ranks_N
+        rank_N[rows] = 1 + (log_probs_NJ[rows] > chosen).sum(axis=1)
+        tied_N[rows] = (log_probs_NJ[rows] == chosen).sum(axis=1)
+    return rank_N, tied_N
 
 
 def _distribution(log_probs_NJ: NDArray[np.floating]) -> pl.Series:

@@ -19,7 +19,7 @@ from labor_llm.careers import Careers
 from labor_llm.columns import YEARS
 from labor_llm.errors import ConfigError, DataError, RunError, unknown
 from labor_llm.evaluate import evaluate
-from labor_llm.models.base import OccupationModel, Workspace, choice_set
+from labor_llm.models.base import OccupationModel, Workspace, check_scorable, choice_set
 from labor_llm.predictions import Predictions
 from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
 from labor_llm.processes import Processes, joined
@@ -80,6 +80,7 @@ def _run(cfg: DictConfig, processes: Processes) -> float | None:
                 train=_sample(dataset.split, splits.train, "train", "train_persons", config),
                 valid=_sample(dataset.split, splits.valid, "valid", "valid_persons", config),
             )
+            check_scorable(predicted, choice_set(splits.train), f"{cfg.predict} persons", "score")
             tokens = _tokens(config, careers)
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, processes.first, tokens)
             if _needs_language(model, config, folder):
@@ -208,6 +209,7 @@ def _score(cfg: DictConfig, config: dict[str, Any], fitted: Path, processes: Pro
         with _held(folder, JsonLines(), config, processes) as tracker:
             predicted = _sample(split, chosen, cfg.predict, "test_persons", config)
             model = parts["model"].load(fitted / run_folder.MODEL)
+            check_scorable(predicted, model.choice_set, f"{cfg.predict} persons", "score")
             workspace = Workspace(None, tracker, processes.first, _tokens(config, careers))
             facts: dict[str, Any] = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
             _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts, processes)

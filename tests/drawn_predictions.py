@@ -25,6 +25,7 @@ def simulated(persons: int, seed: int = 0, years: int = 8) -> Predictions:
             "log_prob": -np.exp(0.5 * (taste + rng.normal(size=len(year)))),
             "log_mass": -rng.random(len(year)),
             "rank": rng.integers(1, 15, len(year), dtype=np.int32),
+            "tied": np.ones(len(year), dtype=np.int32),
             "first": year == 0,
             "moved": rng.random(len(year)) < 1 / (1 + np.exp(-taste)),
             "log_prob_stay": -np.logaddexp(0, np.round(taste + rng.normal(size=len(year)), 1)),

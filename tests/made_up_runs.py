@@ -28,6 +28,7 @@ def predictions(quality: float, persons: int = 60, seed: int = 0) -> Predictions
             "log_prob": -noise.exponential(1 / quality, size=len(year)),
             "log_mass": np.zeros(len(year)),
             "rank": rng.integers(1, 15, len(year), dtype=np.int32),
+            "tied": np.ones(len(year), dtype=np.int32),
             "first": year == 0,
             "moved": rng.random(len(year)) < 0.5,
             "log_prob_stay": -rng.exponential(size=len(year)),
@@ -54,7 +55,7 @@ def changed(predicted: Predictions, **columns: pl.Expr) -> Predictions:
 
 def realised(predicted: Predictions) -> Predictions:
     """As if only what happened had been scored."""
-    unknown = [name for name in COLUMNS if name.endswith(("_logit", "_stay")) or name in ("rank", "log_prob")]
+    unknown = [name for name in COLUMNS if name.endswith(("_logit", "_stay")) or name in ("rank", "tied", "log_prob")]
     return changed(predicted, **{name: pl.lit(None, COLUMNS[name]) for name in unknown})
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import labor_llm.events
 from labor_llm.errors import RunError
+from labor_llm.evaluate import _top
 from labor_llm.predictions import ChoiceProbabilities, Predictions, RealizedProbabilities
 from labor_llm.taxonomy import Taxonomy
 
@@ -71,6 +72,7 @@ def test_every_column_agrees_with_a_loop(careers, probabilities, predictions):
         assert line["in_choice_set"] == (realised is not None)
         assert line["log_prob"] == realised
         assert line["rank"] == (None if realised is None else 1 + sum(log_probs_J > realised))
+        assert line["tied"] == (None if realised is None else 1)
         assert line["first"] == (history is None)
         assert line["moved"] == (None if history is None else record["occupation"] != history["occupation"])
         assert line["log_prob_stay"] == stay
@@ -89,6 +91,7 @@ def test_columns_and_types(predictions):
         "log_prob_raw": pl.Float64,
         "error_bound": pl.Float64,
         "rank": pl.Int32,
+        "tied": pl.Int32,
         "first": pl.Boolean,
         "moved": pl.Boolean,
         "log_prob_stay": pl.Float64,
@@ -109,7 +112,26 @@ def test_columns_and_types(predictions):
 
 def test_equally_probable_occupations_share_the_better_rank(careers):
     uniform = ChoiceProbabilities(np.full((len(careers), 4), np.log(0.25)), np.zeros(len(careers)))
-    assert Predictions.of(careers, CHOICE_SET, uniform).table["rank"].drop_nulls().unique().to_list() == [1]
+    table = Predictions.of(careers, CHOICE_SET, uniform).table.drop_nulls("log_prob")
+    assert table.select("rank", "tied").unique().rows() == [(1, 4)]
+
+
+def test_ties_below_a_better_one_share_what_is_left_of_the_top(careers):
+    """After one occupation of probability 0.4, three of 0.2: each is in the top 1 never, in the top 2 by a third."""
+    shares_NJ = np.tile([0.4, 0.2, 0.2, 0.2], (len(careers), 1))
+    predictions = Predictions.of(careers, CHOICE_SET, ChoiceProbabilities(np.log(shares_NJ), np.zeros(7)))
+    table = predictions.table.filter(occupation="nurse")
+    assert table.select("rank", "tied").unique().rows() == [(2, 3)]
+    values = {size: _top(table, size).value for size in (1, 2, 3, 4, 5)}
+    assert values == pytest.approx({1: 0, 2: 1 / 3, 3: 2 / 3, 4: 1, 5: 1})
+
+
+def test_one_of_seven_equal_ones_is_the_first_with_a_chance_of_a_seventh():
+    codes = [f"job {place}" for place in range(7)]
+    lone = panel({str(person): [code] for person, code in enumerate(codes)})
+    uniform = ChoiceProbabilities(np.full((7, 7), -np.log(7)), np.zeros(7))
+    top = {size: _top(Predictions.of(lone, codes, uniform).table, size).value for size in (1, 5, 10)}
+    assert top == pytest.approx({1: 1 / 7, 5: 5 / 7, 10: 1})
 
 
 def test_blocks_do_not_show(careers, probabilities, predictions, monkeypatch):

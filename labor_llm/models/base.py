@@ -28,6 +28,15 @@ def choice_set(train: Careers) -> tuple[str, ...]:
     return tuple(code for code in train.taxonomy.codes if code in seen)
 
 
+def check_scorable(careers: Careers, choices: Sequence[str], whom: str, purpose: str) -> None:
+    """A DataError unless some record has an occupation of the choice set; others have no probability."""
+    if not careers.table["occupation"].is_in(choices).any():
+        raise DataError(
+            f"no record of the {careers.persons} {whom} of dataset {careers.dataset!r} has an occupation of the "
+            f"choice set, which are those seen in training and the taxonomy's states: nothing to {purpose}"
+        )
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Where a model that takes long keeps what it needs to resume, and whom it tells how it fares."""
@@ -79,11 +88,7 @@ class OccupationModel(ABC):
         workspace: Workspace | None = None,
     ) -> Self:
         """Learn from ``train``; ``valid`` is for choosing (smoothing, stopping), never for learning."""
-        if not valid.table["occupation"].is_in(choice_set).any():
-            raise DataError(
-                f"no record of the {valid.persons} validation persons of dataset {valid.dataset!r} has an "
-                "occupation of the choice set: nothing to validate on"
-            )
+        check_scorable(valid, choice_set, "validation persons", "validate on")
         self.choice_set = tuple(choice_set)
         self.taxonomy = train.taxonomy
         self._training_persons = person_hashes(train)

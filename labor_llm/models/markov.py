@@ -61,8 +61,9 @@ class Markov(OccupationModel):
         shorter_N = self.probabilities_IJ_[rows_N, realised_N[kept_N]]
         seen_N = contexts_N >= 0
         counts_N, totals_N = np.zeros(len(rows_N)), np.zeros(len(rows_N))
-        counts_N[seen_N] = self.counts_CJ_[contexts_N[seen_N], realised_N[kept_N][seen_N]]
-        totals_N[seen_N] = self.counts_CJ_.sum(axis=1)[contexts_N[seen_N]]
+        if seen_N.any():  # scipy gives a sparse array for no places
+            counts_N[seen_N] = self.counts_CJ_[contexts_N[seen_N], realised_N[kept_N][seen_N]]
+            totals_N[seen_N] = self.counts_CJ_.sum(axis=1)[contexts_N[seen_N]]
         self.trust_ = best_smoothing(lambda r: float(np.log((counts_N + r * shorter_N) / (totals_N + r)).sum()))
 
     def _predict(self, careers: Careers, workspace: Workspace) -> ChoiceProbabilities:
