@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from labor_llm.machine import gpu_name, processor_name, threads, usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ((4096, 256, 688), (4096, 688, 256), (1024, 1024, 1024), (2048, 2048, 2048), (8192, 8192, 8192))
 """Rows, inner dimension and columns of the products that are tried; the last only where it takes no minutes."""
@@ -23,28 +25,13 @@ LARGEST_ON_CPU = 2048**3
 PACKAGES = ("torch", "transformers", "numpy")
 
 
-def processor_name() -> str:
-    """The processor as it names itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def facts() -> dict[str, Any]:
     """Processor, cores, GPU and versions; nothing that says whose machine it is."""
     return {
         "processor": processor_name(),
         "cores": usable_cores(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch_threads": threads(),
+        "gpu": gpu_name(),
         "system": platform.system(),
         "python": platform.python_version(),
         **versions(*PACKAGES),

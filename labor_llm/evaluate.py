@@ -163,7 +163,7 @@ def _joined(a: Predictions, b: Predictions) -> pl.DataFrame:
 def _top(table: pl.DataFrame, size: int, weight: pl.Expr | None = None) -> Estimate:
     """Share of records whose occupation is among the ``size`` most probable; outside the set is a miss.
 
-    Of equally probable occupations, each has the same chance of being among them: one of seven counts 1/7 in top 1.
+    Equally probable occupations have the same chance of being among them: one of seven counts 1/7 in top 1.
     """
     if table["rank"].is_null().all() and table["in_choice_set"].any():  # realised occupations only: no ranks
         return UNDEFINED

@@ -15,7 +15,7 @@ from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.errors import ConfigError, unknown
 from labor_llm.future import Future, foretell
-from labor_llm.prepared import read_prepared
+from labor_llm.identity import own_careers, warn_of_other_code
 from labor_llm.progress import counting
 
 logger = logging.getLogger(__name__)
@@ -28,10 +28,12 @@ def forecast(cfg: DictConfig) -> None:
     fitted = Path(cfg.run).resolve()
     config = run_folder.fitting_run(fitted)
     cutoff = _checked(cfg, config)
-    alone = {"devices": 1, "nodes": 1}  # a year's records are too few for several
-    config["model"].get("trainer", {}).update(alone)
-    parts = build(OmegaConf.create(config), ["dataset", "model"])
-    careers: Careers = read_prepared(parts["dataset"], fitted.parents[2])
+    alone = OmegaConf.create(config)
+    if "trainer" in config["model"]:  # a year's records are too few for several
+        OmegaConf.update(alone, "model.trainer", {"devices": 1, "nodes": 1})
+    parts = build(alone, ["dataset", "model"])
+    careers = own_careers(parts["dataset"], config, fitted)
+    warn_of_other_code(config, fitted)
     _warn_of_later_records(careers, config.get("known_until"), cutoff)
     chosen = careers if cfg.predict == "all" else getattr(parts["dataset"].split(careers), cfg.predict)
     model = parts["model"].load(fitted / run_folder.MODEL)

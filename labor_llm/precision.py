@@ -1,16 +1,40 @@
 """Whether a processor gains from bfloat16: some multiply it in twice the time that float32 takes them."""
 
+import json
 import time
 from functools import cache
+from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch.nn.functional import linear
+
+from labor_llm.errors import RunError
+from labor_llm.machine import processor_name, threads
 
 GAIN = 1.25
 """How much faster products must be to make up for the conversions around them."""
 SIZE = 1024
 """Rows and columns of the matrices that are multiplied: enough work for many cores."""
 ROUNDS = 3
+
+RECORD = "bfloat16.json"
+"""Processor and threads -> what was found there, in the folder of all runs."""
+
+
+def bfloat16_pays_below(folder: Path) -> bool:
+    """As ``bfloat16_pays``, but tried once for all runs below a folder on such a processor: times are noisy."""
+    record, kind = folder / RECORD, f"{processor_name()}, {threads()} threads"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{RECORD}.lock"):
+        try:
+            found: dict[str, bool] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        except ValueError:
+            raise RunError(f"{record} is damaged: delete it, and the processor is tried again") from None
+        if kind not in found:
+            found[kind] = bfloat16_pays()
+            record.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found[kind]
 
 
 @cache

@@ -12,12 +12,13 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-import labor_llm
 from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import Dataset
 from labor_llm.datasets.report import Report
-from labor_llm.errors import ConfigError, DataError
+from labor_llm.errors import ConfigError, DataError, LaborLLMError
 from labor_llm.run_folder import check_possible, write_atomically
+from labor_llm.source_code import code_hash, modules
+from labor_llm.taxonomy import PACKAGED
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +42,25 @@ def read_prepared(dataset: Dataset, outputs: Path) -> Careers:
 def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
     """Write the dataset's Careers table, if its files, its settings or the code changed; what prepare.json says.
 
-    A dataset whose raw file is not named is taken as it was prepared with the same other settings. Only one
-    part of the table is in memory at a time, and the table before it stays until all of the new one is valid.
+    A dataset whose raw file is not named, or is gone, is taken as it was prepared with the same other settings.
+    Only one part of the table is in memory at a time, and the table before it stays until the new one is valid.
     """
     path = prepared_path(dataset, outputs)
     record = path.with_name("prepare.json")
     check_possible(path.parent, "outputs")
     path.parent.mkdir(parents=True, exist_ok=True)
-    stamp: dict[str, Any] = {"settings": _settings(dataset), "code": _code(), "files": _files(dataset)}
+    stamp: dict[str, Any] = {"settings": _settings(dataset), "code": _code(dataset), "files": _files(dataset)}
     with FileLock(path.with_name(".prepare.lock")):
         if path.is_file() and record.is_file():
             before = _read(record)
-            if _still_holds(before, stamp, named=getattr(dataset, "raw", True) is not None):
+            if _still_holds(before, stamp, raw=_is_there(dataset, before)):
                 logger.info("prepared before: %s", path)
                 return before
         report, fresh = Report(), path.with_name(".fresh.parquet")
         try:
             fingerprint = write_parts(_shown(dataset.parts(report), dataset.name), fresh)
-        except ConfigError as error:
-            there = (
-                f"\nThere is {path}, but made with other settings or by other code: give the settings of then, "
-                f"which are in {record.name} beside it, or the file again."
-            )
-            raise ConfigError(f"{error}{there if path.is_file() else ''}") from error
+        except LaborLLMError as error:
+            raise type(error)(f"{error}{_hint(dataset, path, record)}") from error
         record.unlink(missing_ok=True)
         fresh.replace(path)
         stamp |= {"split": repr(dataset.split), "report": report.to_dict(), "fingerprint": fingerprint}
@@ -93,11 +90,46 @@ def _shown(parts: Iterator[Careers], name: str) -> Iterator[Careers]:
             yield part
 
 
-def _still_holds(before: dict[str, Any], now: dict[str, Any], named: bool) -> bool:
-    """Whether a table was made from the same settings, code and files; if none is named, from those there were."""
-    same = all(before.get(key) == now[key] for key in ("settings", "code"))
-    files = before["files"] == now["files"] if named else before["files"].items() >= now["files"].items()
-    return bool(same and files)
+def _is_there(dataset: Dataset, before: dict[str, Any]) -> bool:
+    """Whether raw files are named and there; those that are gone must be the ones of then."""
+    if not hasattr(dataset, "raw"):
+        return True
+    if (raw := _raw(dataset)) is None:
+        return False
+    paths = [path for file in before["files"] for path in (Path(file), *Path(file).parents)]
+    return raw.exists() or raw.resolve() not in paths
+
+
+def _raw(dataset: Dataset) -> Path | None:
+    """The raw file or folder that a dataset names, if it names one."""
+    raw: str | Path | None = getattr(dataset, "raw", None)
+    return None if raw is None else Path(raw)
+
+
+def _still_holds(before: dict[str, Any], now: dict[str, Any], raw: bool) -> bool:
+    """Whether a table was made from the same settings, code and files; without raw files, by any code."""
+    if before["settings"] != now["settings"]:
+        return False
+    if raw:
+        return bool(before["code"] == now["code"] and before["files"] == now["files"])
+    others = {path: state for path, state in now["files"].items() if state is not None}
+    holds = bool(before["files"].items() >= others.items())
+    if holds and before["code"] != now["code"]:
+        logger.warning("the table was prepared by other code than there is now, and its raw file is not there")
+    return holds
+
+
+def _hint(dataset: Dataset, path: Path, record: Path) -> str:
+    """What a table that was prepared before is good for, if the raw files cannot be read."""
+    raw = _raw(dataset)
+    if not path.is_file() or (raw is not None and raw.exists()):
+        return ""
+    if raw is not None:
+        return f"\nThere is {path}, prepared before: leave out dataset.raw to use it."
+    return (
+        f"\nThere is {path}, but made with other settings: give the settings of then, which are in {record.name} "
+        "beside it, or the file again."
+    )
 
 
 def _settings(dataset: Dataset) -> dict[str, Any]:
@@ -115,13 +147,10 @@ def _files(dataset: Dataset) -> dict[str, Any]:
     return states
 
 
-def _code() -> str:
-    """Hash of what turns files into careers: the readers, the rules and the packaged taxonomies."""
-    package = Path(labor_llm.__file__).parent
-    sources = [package / name for name in ("careers.py", "columns.py", "schemes.py", "taxonomy.py")]
-    sources += [
-        *package.glob("datasets/*.py"),
-        *package.glob("datasets/*.csv"),
-        *package.glob("taxonomies/**/*.csv"),
-    ]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sorted(sources))).hexdigest()
+def _code(dataset: Dataset) -> str:
+    """Hash of what turns files into careers: the reader and what it rests on, and the packaged lists it names."""
+    names = " ".join(path.read_text(encoding="utf-8") for path in modules(type(dataset)).values())
+    names += json.dumps(_settings(dataset))
+    lists = [path for path in sorted(PACKAGED.rglob("*.csv")) if f'"{path.stem}"' in names]
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in lists]
+    return hashlib.sha256(" ".join([code_hash(type(dataset)), *contents]).encode()).hexdigest()

@@ -17,8 +17,22 @@ from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.columns import YEARS
+from labor_llm.datasets import Dataset
 from labor_llm.errors import ConfigError, DataError, RunError, unknown
 from labor_llm.evaluate import evaluate
+from labor_llm.identity import (
+    SAMPLES,
+    TRAINERS,
+    code_of,
+    decided,
+    decided_before,
+    decisive,
+    is_of,
+    of_fit,
+    own_careers,
+    plain,
+    warn_of_other_code,
+)
 from labor_llm.models.base import OccupationModel, Workspace, check_scorable, choice_set
 from labor_llm.predictions import Predictions
 from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
@@ -27,25 +41,6 @@ from labor_llm.splits import Split, Splits
 from labor_llm.tracking import JsonLines, NoTracker, Tracker
 
 logger = logging.getLogger(__name__)
-
-DECISIVE = ("dataset", "model", "predict", "keep_distribution", "known_until", "seed")
-"""The parts of a config on which a run's results depend, but for the following keys."""
-SAMPLES = ("train_persons", "valid_persons", "test_persons")
-"""Keys that decide only where they are set: runs from before there were samples keep their hash."""
-TRAINERS = ("model.trainer", "model.language.trainer")
-"""Where the settings of a network's training stand in a config."""
-INDIFFERENT = (
-    "dataset.raw",
-    *(
-        f"{model}.{key}"
-        for model in ("model", "model.language")
-        for key in (
-            *(f"trainer.{name}" for name in ("checkpoint_every", "accelerator", "check_memory")),
-            *(f"trainer.{name}" for name in ("devices", "nodes", "strategy")),
-            "scoring.max_tokens",
-        )
-    ),
-)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -62,14 +57,16 @@ def _run(cfg: DictConfig, processes: Processes) -> float | None:
     _check(cfg, ("test", "valid"))
     cfg = with_components(with_fitted_language(cfg))
     parts = build(cfg, ["dataset", "model", "tracker"])
-    dataset, model = parts["dataset"], parts["model"]
+    dataset = parts["dataset"]
     careers = processes.after_first(lambda: read_prepared(dataset, Path(cfg.outputs)))
-    config = _plain(cfg)
-    _check_components(config, careers)
-    folder = processes.from_first(lambda: _folder(config, careers))
+    asked = plain(cfg)
+    _check_components(asked, careers)
+    folder = processes.from_first(lambda: _folder(asked, careers, parts["model"]))
     if processes.from_first(lambda: run_folder.is_complete(folder)):
         logger.info("already complete: %s", folder)
     else:
+        config = processes.from_first(lambda: decided_before(asked, run_folder.stored_config(folder)))
+        model = build(OmegaConf.create(config), ["model"])["model"]
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with _held(folder, parts["tracker"], config | provenance, processes) as tracker:
             splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
@@ -84,7 +81,7 @@ def _run(cfg: DictConfig, processes: Processes) -> float | None:
             tokens = _tokens(config, careers)
             workspace = Workspace(folder / run_folder.CHECKPOINTS, tracker, processes.first, tokens)
             if _needs_language(model, config, folder):
-                model.fitted = _run_of_language(config, careers)
+                model.fitted = _run_of_language(asked, careers)
             seconds = _fit_or_load(model, splits, folder, workspace, processes)
             facts: dict[str, Any] = {"training_persons": splits.train.persons, "seconds": seconds}
             _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts, processes)
@@ -127,13 +124,13 @@ def _check_components(config: Mapping[str, Any], careers: Careers) -> None:
     for name in config["model"].get("runs", []):
         run = Path(name).expanduser().resolve()
         other = run_folder.fitting_run(run)
-        if run_folder.find(run.parent, _decisive(other, careers)) != run:
+        if not is_of(run, other, careers):
             raise RunError(
                 f"model.runs: the run in {name} was fitted on other data than {careers.dataset!r} has now, or its "
                 "folder was renamed. Run it again, on this dataset."
             )
         for key in ("dataset", "known_until", "train_persons"):
-            theirs, ours = (_decisive(each, careers).get(key) for each in (other, config))
+            theirs, ours = (decisive(each, careers).get(key) for each in (other, config))
             if theirs != ours:
                 said = (
                     "other settings of dataset"
@@ -162,8 +159,8 @@ def _run_of_language(config: Mapping[str, Any], careers: Careers) -> Path | None
     parent, wanted = _run_folders(config, careers, language["name"]), {**config, "model": language}
     for folder in sorted(filter(run_folder.is_complete, parent.glob("*")), reverse=True):
         other, fitted = run_folder.read_config(folder), (folder / run_folder.MODEL).is_dir()
-        of_these_data = run_folder.find(parent, _decisive(other, careers)) == folder
-        if fitted and of_these_data and _of_fit(other, careers) == _of_fit(wanted, careers):
+        of_these = is_of(folder, other, careers) and other.get("code") == code_of(wanted)
+        if fitted and of_these and of_fit(other, careers) == of_fit(wanted, careers):
             logger.info("the language model is that of %s", folder)
             return folder.absolute()
     logger.info("there is no complete run of %s with these settings: it is fitted here", language["name"])
@@ -174,15 +171,16 @@ def score(cfg: DictConfig) -> float | None:
     """Predict and evaluate with the fitted model of a complete run, on its own dataset or another one."""
     fitted = Path(cfg.run).resolve()
     config = run_folder.fitting_run(fitted)
+    warn_of_other_code(config, fitted)
     config["fitted_on"] = run_folder.fitted_on(config)
     if cfg.get("dataset") is not None:
-        config["dataset"] = _plain(cfg)["dataset"]
+        config["dataset"] = plain(cfg)["dataset"]
         if "dataset" in config["model"]:  # the oracle's
             config["model"]["dataset"] = config["dataset"]
     if cfg.get("scoring") is not None:
         if "scoring" not in config["model"]:
             raise ConfigError(f"scoring says how language models are scored; {config['name']} is none.")
-        config["model"]["scoring"] = _plain(cfg)["scoring"]
+        config["model"]["scoring"] = plain(cfg)["scoring"]
     config |= {key: cfg[key] for key in ("predict", "test_persons", "keep_distribution")} | {"fitted": str(fitted)}
     config["outputs"] = cfg.outputs or str(run_folder.from_here(fitted.parents[2]))
     merged = OmegaConf.create(config)
@@ -199,21 +197,30 @@ def score(cfg: DictConfig) -> float | None:
 def _score(cfg: DictConfig, config: dict[str, Any], fitted: Path, processes: Processes) -> float | None:
     _check(cfg, ("test", "valid", "all"))
     parts = build(cfg, ["dataset", "model"])
-    careers = processes.after_first(lambda: read_prepared(parts["dataset"], Path(cfg.outputs)))
-    folder = processes.from_first(lambda: _folder(config, careers))
+    careers = processes.after_first(lambda: _careers_to_score(parts["dataset"], config, fitted))
+    folder = processes.from_first(lambda: _folder(config, careers, parts["model"]))
     if processes.from_first(lambda: run_folder.is_complete(folder)):
         logger.info("already complete: %s", folder)
     else:
-        split = parts["dataset"].split
+        split, stored = parts["dataset"].split, processes.from_first(lambda: run_folder.stored_config(folder))
         chosen = careers if cfg.predict == "all" else getattr(split(careers), cfg.predict)
-        with _held(folder, JsonLines(), config, processes) as tracker:
+        with _held(folder, JsonLines(), stored, processes) as tracker:
             predicted = _sample(split, chosen, cfg.predict, "test_persons", config)
-            model = parts["model"].load(fitted / run_folder.MODEL)
+            model = build(OmegaConf.create(decided_before(plain(cfg), stored)), ["model"])["model"]
+            model.load(fitted / run_folder.MODEL)
             check_scorable(predicted, model.choice_set, f"{cfg.predict} persons", "score")
             workspace = Workspace(None, tracker, processes.first, _tokens(config, careers))
             facts: dict[str, Any] = {"training_persons": _metrics(fitted).get("training_persons"), "seconds": {}}
             _evaluate(model, predicted, chosen.persons, config, folder, workspace, facts, processes)
     return processes.from_first(lambda: _perplexity(folder))
+
+
+def _careers_to_score(dataset: Dataset, config: Mapping[str, Any], fitted: Path) -> Careers:
+    """Those on which the model was fitted, or those of another dataset."""
+    own = run_folder.fitting_run(fitted)
+    if config["dataset"] == own["dataset"]:
+        return own_careers(dataset, own, fitted)
+    return read_prepared(dataset, Path(config["outputs"]))
 
 
 def _processes(cfg: DictConfig) -> AbstractContextManager[Processes]:
@@ -375,35 +382,16 @@ def _sample(split: Split, careers: Careers, part: str, key: str, config: Mapping
     return split.sample(careers, persons)
 
 
-def _folder(config: Mapping[str, Any], careers: Careers) -> Path:
-    """The run folder for a config and data, found or made."""
-    parent, decisive = _run_folders(config, careers, config["name"]), _decisive(config, careers)
-    return run_folder.find(parent, decisive) or run_folder.create(parent, config, decisive)
+def _folder(config: Mapping[str, Any], careers: Careers, model: object) -> Path:
+    """The run folder for a config, data and code, found or made."""
+    parent, settings = _run_folders(config, careers, config["name"]), decisive(config, careers)
+    code = code_of(config)
+    found = run_folder.find(parent, settings, code)
+    return found or run_folder.create(parent, decided(config, model) | {"code": code}, settings)
 
 
 def _run_folders(config: Mapping[str, Any], careers: Careers, name: str) -> Path:
     return Path(config["outputs"]) / careers.dataset / name
-
-
-def _decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
-    """What a run's results depend on: a run that differs elsewhere (tracker, paths) is the same run."""
-    samples = {key: config[key] for key in SAMPLES if config.get(key) is not None}
-    decisive = OmegaConf.create({key: config.get(key) for key in (*DECISIVE, "fitted")} | samples)
-    for key in INDIFFERENT:
-        if OmegaConf.select(decisive, key) is not None:
-            OmegaConf.update(decisive, key, None)
-    plain = _plain(decisive) | {"data": careers.fingerprint}
-    if "runs" in plain["model"]:  # where they lie decides nothing, and their folders' names say what they are
-        runs = [Path(run).expanduser().resolve().name for run in plain["model"]["runs"]]
-        plain["model"] |= {"runs": runs, "components": None}
-    return plain
-
-
-def _of_fit(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
-    """What is decisive for the fitted model, and not only for what is done with it."""
-    decisive = _decisive(config, careers)
-    model = {key: value for key, value in decisive["model"].items() if key != "scoring"}
-    return {**decisive, "model": model, **dict.fromkeys(("predict", "test_persons", "keep_distribution"))}
 
 
 def _perplexity(folder: Path) -> float | None:
@@ -416,10 +404,3 @@ def _metrics(folder: Path) -> dict[str, Any]:
     """What a complete run wrote of its results."""
     metrics: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text(encoding="utf-8"))
     return metrics
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain, resolved containers."""
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}

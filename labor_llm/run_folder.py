@@ -3,8 +3,8 @@
     <outputs>/<dataset>/<name>/<time>-<hash>/
         config.yaml  environment.txt  run.log  metrics.jsonl  metrics.json  predictions.parquet  model/  complete
 
-The hash is of the resolved config and the data's fingerprint, so a sweep that is run again skips what is
-complete and resumes what is not. ``complete`` is written last.
+The hash is of the resolved config and the data's fingerprint, and config.yaml has a hash of the code, so a sweep
+that is run again skips what is complete and resumes what is not. ``complete`` is written last.
 """
 
 import hashlib
@@ -25,6 +25,9 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from labor_llm.errors import ConfigError, LaborLLMError, RunError
+from labor_llm.machine import gpu_name, processor_name, threads
+
+logger = logging.getLogger(__name__)
 
 MARKER = "complete"
 CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
@@ -36,9 +39,25 @@ CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
 )
 
 
-def find(parent: Path, decisive: Mapping[str, Any]) -> Path | None:
-    """The newest folder of a run with these settings."""
-    return max(parent.glob(f"*-{_digest(decisive)}"), default=None)
+def find(parent: Path, decisive: Mapping[str, Any], code: str) -> Path | None:
+    """The newest folder of a run with these settings that was made by this code."""
+    alike = [folder for folder in sorted(parent.glob("*")) if is_named_for(folder, decisive)]
+    found = [folder for folder in alike if stored_config(folder).get("code") == code]
+    if alike and not found:
+        logger.info("%s was made by other code: with that of now it is another run", from_here(alike[-1]))
+    return max(found, default=None)
+
+
+def is_named_for(folder: Path, decisive: Mapping[str, Any]) -> bool:
+    """Whether a run's folder is named for these settings."""
+    return folder.name.endswith(f"-{_digest(decisive)}")
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The resolved config of a run, complete or not."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
@@ -65,9 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a complete run."""
     if not is_complete(folder):
         raise RunError(_no_run(folder))
-    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return stored_config(folder)
 
 
 def _no_run(folder: Path) -> str:
@@ -152,9 +169,16 @@ def _has_results(folder: Path) -> bool:
 
 
 def environment() -> str:
-    """Python, platform, the code's commit and every installed package, one a line."""
+    """Python, platform, what computes, the code's commit and every installed package, one a line."""
     packages = sorted({f"{dist.name}=={dist.version}" for dist in distributions()}, key=str.lower)
-    head = [f"python {platform.python_version()}", platform.platform(), f"commit {git_commit() or 'unknown'}"]
+    head = [
+        f"python {platform.python_version()}",
+        platform.platform(),
+        f"processor {processor_name()}",
+        f"threads {threads()}",
+        f"gpu {gpu_name() or 'none'}",
+        f"commit {git_commit() or 'unknown'}",
+    ]
     return "\n".join([*head, *packages]) + "\n"
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +13,7 @@ from labor_llm.errors import ConfigError, DataError
 
 COLUMNS = ("code", "title", "kind")
 KINDS = ("occupation", "state")
-PACKAGED = files("labor_llm") / "taxonomies"
+PACKAGED = Path(__file__).parent / "taxonomies"
 SHOWN = 3
 """Mistakes of one kind that a message names before it only counts them."""
 

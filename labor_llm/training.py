@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -30,10 +30,11 @@ from labor_llm.tracking import NoTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
-PRODUCTS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
+Precision = Literal["32-true", "bf16-mixed"]
+PRODUCTS: dict[Precision, str] = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 """Precision -> the type that matrix products are computed in."""
-PARTS = "batches_of_a_step"
-"""Where a checkpoint says how many batches an optimizer step had."""
+PARTS, PRECISION = "batches_of_a_step", "precision"
+"""Where a checkpoint says how many batches an optimizer step had, and in which precision it was computed."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -96,8 +97,12 @@ class LoopSettings:
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
     @property
-    def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
+    def resolved_precision(self) -> Precision:
         """The precision with ``auto`` decided for this machine."""
+        return self.decided_precision(bfloat16_pays)
+
+    def decided_precision(self, bfloat16_pays: Callable[[], bool]) -> Precision:
+        """The precision, if ``auto`` by what this machine's GPU has, or by whether its processor gains."""
         if self.precision != "auto":
             return self.precision
         if self.on_gpu:
@@ -201,11 +206,20 @@ class Training(L.LightningModule):
         """Keep only what is trained: a frozen base is not written again."""
         trained = {f"model.{name}" for name, value in self.model.named_parameters() if value.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
         checkpoint[PARTS] = self.trainer.accumulate_grad_batches
+        checkpoint[PRECISION] = self.settings.resolved_precision
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count batches anew: on another number of devices, a step has more or fewer of them."""
+        """Count batches anew: on another number of devices, a step has more or fewer of them.
+
+        A RunError if the weights were trained in another precision so far.
+        """
+        now, before = self.settings.resolved_precision, checkpoint.get(PRECISION)
+        if before not in (None, now):  # the first version wrote none
+            raise RunError(
+                f"{self.settings_key}.precision: training was interrupted in {before} and cannot go on in {now}. "
+                f"Set {self.settings_key}.precision={before}, or begin again in an empty folder."
+            )
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             begun = counts["ready"] // checkpoint[PARTS] * self.trainer.accumulate_grad_batches
@@ -350,7 +364,7 @@ def lightning_trainer(settings: LoopSettings, progress: bool, **arguments: Any) 
 
 
 def predict_all(
-    module: Training, batches: devices.Batches, precision: Literal["32-true", "bf16-mixed"], progress: bool
+    module: Training, batches: devices.Batches, precision: Precision, progress: bool
 ) -> list[devices.Outputs]:
     """What ``predict_step`` gives for every batch, those of one device after those of another."""
     settings = module.settings

@@ -55,7 +55,9 @@ def changed(predicted: Predictions, **columns: pl.Expr) -> Predictions:
 
 def realised(predicted: Predictions) -> Predictions:
     """As if only what happened had been scored."""
-    unknown = [name for name in COLUMNS if name.endswith(("_logit", "_stay")) or name in ("rank", "tied", "log_prob")]
+    unknown = [
+        name for name in COLUMNS if name.endswith(("_logit", "_stay")) or name in ("rank", "tied", "log_prob")
+    ]
     return changed(predicted, **{name: pl.lit(None, COLUMNS[name]) for name in unknown})
 
 

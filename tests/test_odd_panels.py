@@ -90,5 +90,5 @@ def test_a_forecast_of_nothing_but_unknown_occupations_is_refused():
     later = pl.col("year") > 1982
     odd = test.table.with_columns(occupation=pl.when(later).then(pl.lit("004")).otherwise("occupation"))
     careers = panel(**odd.drop("survey").to_dict())
-    with pytest.raises(DataError, match="persons with records after 1982 .* nothing to forecast"):
+    with pytest.raises(DataError, match=r"persons with records after 1982 .* nothing to forecast"):
         foretell(model, careers, 1982, 3, 5, "carried", 0, lambda done, persons: None)

@@ -117,7 +117,7 @@ def test_equally_probable_occupations_share_the_better_rank(careers):
 
 
 def test_ties_below_a_better_one_share_what_is_left_of_the_top(careers):
-    """After one occupation of probability 0.4, three of 0.2: each is in the top 1 never, in the top 2 by a third."""
+    """After one occupation of probability 0.4, three of 0.2: each is in the top 2 by a third."""
     shares_NJ = np.tile([0.4, 0.2, 0.2, 0.2], (len(careers), 1))
     predictions = Predictions.of(careers, CHOICE_SET, ChoiceProbabilities(np.log(shares_NJ), np.zeros(7)))
     table = predictions.table.filter(occupation="nurse")

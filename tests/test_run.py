@@ -25,12 +25,13 @@ from labor_llm.comparison.side_by_side import Statistics
 from labor_llm.configs import conf_folder
 from labor_llm.datasets import read
 from labor_llm.errors import ConfigError, DataError, RunError
+from labor_llm.identity import plain
 from labor_llm.models.base import choice_set
 from labor_llm.models.empirical import Empirical
 from labor_llm.models.language import LanguageModel
 from labor_llm.predictions import choice_indices
 from labor_llm.preparation import prepare
-from labor_llm.run import _folder, _plain, run, score
+from labor_llm.run import _folder, run, score
 from labor_llm.run_folder import held
 from labor_llm.splits import hashed_places
 
@@ -182,8 +183,8 @@ def test_only_what_leaves_a_checkpoint_valid_resumes_it(config):
 
     def folder(*overrides):
         cfg = config("run", *overrides)
-        careers = read(build(cfg, ["dataset"])["dataset"])
-        return _folder(_plain(cfg), careers)
+        parts = build(cfg, ["dataset", "model"])
+        return _folder(plain(cfg), read(parts["dataset"]), parts["model"])
 
     elsewhere = ["trainer.accelerator=cpu", "trainer.checkpoint_every=7", "trainer.devices=2"]
     assert folder() == folder(*elsewhere, "scoring.max_tokens=99")

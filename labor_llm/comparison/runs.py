@@ -16,7 +16,7 @@ from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, fitted_on, is_com
 
 logger = logging.getLogger(__name__)
 
-IRRELEVANT = {"name", "outputs", "tracker"}
+IRRELEVANT = {"name", "outputs", "tracker", "asked"}
 """Sections of a config that do not tell two runs apart."""
 UNNAMED = {"dataset.raw", "model.dataset.raw", "model.fitted.dataset.raw", "fitted.dataset.raw"}
 """Keys that tell runs apart, and that are no part of their names: where a file lies is private."""

@@ -1,5 +1,6 @@
 """Fine-tuning and scoring of a language model by Lightning's Trainer."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +38,7 @@ from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.tokens import EncodedCareers
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
-from labor_llm.training import LoopSettings, Training, predict_all, train_to_best
+from labor_llm.training import LoopSettings, Precision, Training, predict_all, train_to_best
 
 MONITOR = "valid/perplexity_raw"
 """exp of minus the mean log-probability of the realised title before normalisation: one pass per career."""
@@ -97,10 +98,9 @@ class TrainerSettings(LoopSettings):
                 f"clip_norm=null (now {self.clip_norm})"
             )
 
-    @property
-    def resolved_precision(self) -> Literal["32-true", "bf16-mixed"]:
+    def decided_precision(self, bfloat16_pays: Callable[[], bool]) -> Precision:
         """Weights in bfloat16 are multiplied as such."""
-        return "bf16-mixed" if self.weights == "bf16" else super().resolved_precision
+        return "bf16-mixed" if self.weights == "bf16" else super().decided_precision(bfloat16_pays)
 
     @property
     def sharded(self) -> bool:
