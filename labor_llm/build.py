@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -53,11 +53,50 @@ def _part(above: Any, name: Any, key: str, problems: list[str]) -> Any:
             broken[child] = None
     if broken and "_target_" not in node:
         return None
+    if no_numbers := list(_no_numbers(node, key)):
+        problems += no_numbers
+        return None
     try:
         return instantiate(node, _convert_="all", **broken)
     except (InstantiationException, OmegaConfBaseException) as error:
         problems += _explained(error, node, key, broken)
     return None
+
+
+def _no_numbers(node: Any, key: str) -> Iterator[str]:
+    """A line for each field that takes numbers and is true or false, which Python counts as 1 and 0."""
+    try:
+        hints = get_type_hints(get_object(node._target_)) if "_target_" in node else {}
+    except Exception:  # no such class, or a name that only type checkers know
+        hints = {}
+    for name, hint in hints.items():
+        kinds = set(_kinds(hint))
+        if name in node and kinds & {int, float} and not kinds & {bool, Any, object}:
+            values = _values(OmegaConf.select(node, name, throw_on_resolution_failure=False))
+            wrong = [value for value in values if isinstance(value, bool)]
+            if wrong:
+                yield f"{home(node, name, f'{key}.{name}')}: must be a number, got {str(wrong[0]).lower()}"
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """The types that an annotation is made of; of a literal, those of its values."""
+    if get_origin(hint) is Literal:
+        yield from map(type, get_args(hint))
+    elif parts := get_args(hint):
+        for part in parts:
+            yield from _kinds(part)
+    else:
+        yield hint
+
+
+def _values(node: Any) -> Iterator[Any]:
+    """A value, or those of a list or mapping."""
+    children = node.values() if isinstance(node, DictConfig) else node if isinstance(node, ListConfig) else None
+    if children is None:
+        yield node
+    else:
+        for child in children:
+            yield from _values(child)
 
 
 def _explained(error: Exception, node: Any, key: str, broken: Container[Any]) -> Iterator[str]:

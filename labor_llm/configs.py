@@ -103,6 +103,8 @@ def check_overrides(
         sound = [override for override in parsed if id(override) not in wrong]
         for job in _jobs(sound, loader):
             problems += _refused(config_name, job, loader)
+        if not problems:
+            problems += _empty_sweeps(config_name, sound, loader)
         if not sweep and not problems:
             problems += _sweeps(config_name, sound, loader) or _unread(config_name, sound, loader)
         if problems:
@@ -274,6 +276,26 @@ def _sweeps(config_name: str, overrides: Sequence[Override], loader: ConfigLoade
     return [f"{text}: add -m to run one job per value (a list is written [a,b])" for text in sweeps]
 
 
+def _empty_sweeps(config_name: str, overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
+    """Sweeps without a value, on the command line or in a file, which would launch no job and say nothing."""
+    cfg = compose(config_name, _jobs(overrides, loader)[0], return_hydra_config=True)
+    of_file = [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
+    swept = [each for each in (*overrides, *_parsed(of_file, loader)[0]) if each.is_sweep_override()]
+    return [
+        f"{override.input_line}: there is no such value, so no job would run{_globs(override, loader)}"
+        for override in swept
+        if override.is_discrete_sweep() and not _choices(override)
+    ]
+
+
+def _globs(override: Override, loader: ConfigLoader) -> str:
+    """What a glob can choose from."""
+    known = loader.get_group_options(override.key_or_group)
+    if known:
+        return f". Known: {', '.join(known)}"
+    return "; glob(...) chooses among the entries of a group" if "glob(" in str(override.input_line) else ""
+
+
 def _unread(config_name: str, overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
     """Overrides of what the chosen model does not read; in a sweep over models that is no mistake."""
     cfg = compose(config_name, _jobs(overrides, loader)[0], return_hydra_config=True)
@@ -330,8 +352,20 @@ def _overlap(key: str, other: str) -> bool:
 def check_values(cfg: DictConfig) -> None:
     """Raise one ConfigError that lists every value that is missing or refers to nothing."""
     problems = dict.fromkeys(_broken_values(cfg, ""))
+    if not problems:
+        problems |= dict.fromkeys(_no_folders(cfg))
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _no_folders(cfg: DictConfig) -> Iterator[str]:
+    """A line for each folder of a verb that is a number or a switch, or null where there must be one."""
+    for key in ("outputs", "run", "folder"):
+        value = cfg.get(key, "")
+        if value is None and key == "outputs" and "run" not in cfg:
+            yield "outputs names the folder that results go to, got null"
+        elif value is not None and not isinstance(value, str):
+            yield f"{key} names a folder, got {value!r}: write {key}=./NAME if it is called so"
 
 
 def _broken_values(node: Any, above: str) -> Iterator[str]:

@@ -27,3 +27,16 @@ def unknown(kind: str, value: str, known: Iterable[str], where: str = "") -> str
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     rest = f", ... ({len(names)} in all)" if len(names) > 8 else ""
     return f"unknown {kind} {value!r}{where}.{hint} Known: {', '.join(names[:8])}{rest}."
+
+
+def wrong_number(key: str, value: object, least: int, most: int | None = None) -> list[str]:
+    """A sentence if a setting is no whole number of that size; true and false are none."""
+    if type(value) is int and least <= value and (most is None or value <= most):
+        return []
+    limit = f"at least {least}" if most is None else f"{least} to {most}"
+    return [f"{key} must be a whole number of {limit}, got {value!r}"]
+
+
+def wrong_switch(key: str, value: object) -> list[str]:
+    """A sentence if a setting is neither true nor false."""
+    return [] if isinstance(value, bool) else [f"{key} must be true or false, got {value!r}"]

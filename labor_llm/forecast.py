@@ -13,7 +13,7 @@ from rich.table import Table
 from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.careers import Careers
-from labor_llm.errors import ConfigError, unknown
+from labor_llm.errors import ConfigError, unknown, wrong_number, wrong_switch
 from labor_llm.future import Future, foretell
 from labor_llm.identity import own_careers, warn_of_other_code
 from labor_llm.progress import counting
@@ -54,14 +54,14 @@ def _checked(cfg: DictConfig, config: dict[str, Any]) -> int:
     """The last known year; a ConfigError with all that is wrong."""
     problems = []
     cutoff: int | None = config.get("known_until") if cfg.cutoff is None else cfg.cutoff
-    if not isinstance(cutoff, int):
+    if type(cutoff) is not int:
         got = "" if cutoff is None else f"; got {cutoff!r}"
         problems.append(
             f"cutoff: name the last year that is known, cutoff=YEAR, some years before the data end{got}"
         )
     for key, least in (("horizon", 1), ("paths", 1), ("min_persons", 1), ("seed", 0)):
-        if not isinstance(cfg[key], int) or cfg[key] < least:
-            problems.append(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
+        problems += wrong_number(key, cfg[key], least)
+    problems += wrong_switch("keep_paths", cfg.keep_paths)
     for key, known in (("covariates", ("observed", "carried")), ("predict", ("test", "valid", "all"))):
         if cfg[key] not in known:
             problems.append(unknown("value", str(cfg[key]), known, f" of {key}"))

@@ -16,7 +16,7 @@ from labor_llm.description.counts import Description
 from labor_llm.description.counts import describe as described
 from labor_llm.description.page import page, show
 from labor_llm.description.typical import typical_careers
-from labor_llm.errors import ConfigError
+from labor_llm.errors import ConfigError, wrong_number
 from labor_llm.prepared import prepare as prepared
 from labor_llm.prepared import prepared_path
 from labor_llm.run_folder import check_possible, write_atomically
@@ -42,9 +42,12 @@ def prepare(cfg: DictConfig) -> None:
 
 def describe(cfg: DictConfig) -> None:
     """Show what a dataset holds, with made-up careers; with real ones only if ``show_records`` says so."""
-    for key, least in (("show_records", 0), ("smallest_cell", 1)):
-        if not isinstance(cfg[key], int) or cfg[key] < least:
-            raise ConfigError(f"{key} must be a whole number of at least {least}, got {cfg[key]!r}")
+    problems = [
+        *wrong_number("show_records", cfg.show_records, 0),
+        *wrong_number("smallest_cell", cfg.smallest_cell, 1),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
     parts = build(cfg, ["dataset", "template"])
     dataset, template = parts["dataset"], parts["template"]
     prepared(dataset, Path(cfg.outputs))

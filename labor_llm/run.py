@@ -18,7 +18,7 @@ from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.columns import YEARS
 from labor_llm.datasets import Dataset
-from labor_llm.errors import ConfigError, DataError, RunError, unknown
+from labor_llm.errors import ConfigError, DataError, RunError, unknown, wrong_number, wrong_switch
 from labor_llm.evaluate import evaluate
 from labor_llm.identity import (
     SAMPLES,
@@ -41,6 +41,9 @@ from labor_llm.splits import Split, Splits
 from labor_llm.tracking import JsonLines, NoTracker, Tracker
 
 logger = logging.getLogger(__name__)
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -330,13 +333,13 @@ def _check(cfg: DictConfig, parts: tuple[str, ...]) -> None:
     problems = []
     if cfg.predict not in parts:
         problems.append(unknown("part of the persons", str(cfg.predict), parts, " in predict"))
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        problems.append(f"seed must be a whole number of at least 0, got {cfg.seed!r}")
+    problems += wrong_number("seed", cfg.seed, 0, LARGEST_SEED)
+    problems += wrong_switch("keep_distribution", cfg.keep_distribution)
     for key, name in (("name", cfg.name), ("dataset.name", cfg.dataset.name)):
-        if not FOLDER_NAME.fullmatch(str(name)):
-            problems.append(f"{key} {FOLDER_RULE}, got {str(name)!r}")
+        if not (isinstance(name, str) and FOLDER_NAME.fullmatch(name)):
+            problems.append(f"{key} {FOLDER_RULE}, got {name!r}")
     until = cfg.get("known_until")
-    if until is not None and not (isinstance(until, int) and YEARS[0] <= until <= YEARS[1]):
+    if until is not None and not (type(until) is int and YEARS[0] <= until <= YEARS[1]):
         problems.append(f"known_until must be null or a calendar year, got {until!r}")
     for key in SAMPLES:
         persons = cfg.get(key)

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,10 @@ def create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any])
         new = Path(scratch) / "run"
         new.mkdir()
         (new / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))), encoding="utf-8")
-        return new.rename(parent / f"{datetime.now():%Y%m%d-%H%M%S}-{_digest(decisive)}")
+        time = datetime.now()
+        while (folder := parent / f"{time:%Y%m%d-%H%M%S}-{_digest(decisive)}").exists():  # made by other code
+            time += timedelta(seconds=1)
+        return new.rename(folder)
 
 
 def _digest(decisive: Mapping[str, Any]) -> str:

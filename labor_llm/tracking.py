@@ -1,7 +1,9 @@
 """Trackers: where the aggregates of a run go while it goes on. Survey records never go to any of them."""
 
 import json
+import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -14,7 +16,12 @@ if TYPE_CHECKING:
 
 from labor_llm.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+DISABLED = "disabled"
+MODES = {"offline": "offline", "dryrun": "offline", "online": "online", "run": "online", DISABLED: DISABLED}
+"""What WANDB_MODE may say, in the words of ``Wandb.mode``."""
 SETTINGS = ConfigDict(extra="forbid")
 
 
@@ -110,12 +117,24 @@ class Wandb:
     group: str | None = None
     tags: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        asked = os.environ.get("WANDB_MODE", "").lower()
+        if asked and MODES.get(asked) not in (self.mode, DISABLED):
+            raise ValueError(
+                f"the environment has WANDB_MODE={asked}, and tracker.mode is {self.mode}: "
+                + (f"set tracker.mode={MODES[asked]}" if asked in MODES else f"known are {', '.join(MODES)}")
+                + ", or unset WANDB_MODE"
+            )
+
     def start(self, folder: Path, config: Mapping[str, Any]) -> Tracker:
         """Open one W&B run for a run folder; a resumed folder continues the run of the same id.
 
         Code, git diffs, console output and host details are not captured: what leaves the machine is the
         config and what is logged, nothing else.
         """
+        if variable := _disabling():
+            logger.info("%s: W&B is left out, the metrics are in %s", variable, METRICS_FILE)
+            return MetricsFile(folder)
         import wandb
 
         settings = wandb.Settings(
@@ -150,3 +169,11 @@ class Wandb:
             ) from error
         run.define_metric("*", step_metric="step")
         return WandbRun(folder, run)
+
+
+def _disabling() -> str | None:
+    """The variable of the environment that turns W&B off, if there is one."""
+    if os.environ.get("WANDB_MODE", "").lower() == DISABLED:
+        return f"WANDB_MODE={DISABLED}"
+    disabled = os.environ.get("WANDB_DISABLED", "")  # what transformers reads
+    return f"WANDB_DISABLED={disabled}" if disabled.lower() in ("1", "on", "true", "yes") else None
