@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from labor_llm import run_folder
 from labor_llm.build import build
 from labor_llm.comparison.runs import Run, distinct_names
+from labor_llm.identity import own_careers
 from labor_llm.models.base import Workspace
-from labor_llm.prepared import read_prepared
 from labor_llm.wages import States, wage_regressions
 
 
@@ -29,7 +29,7 @@ def main(runs: list[Path]) -> None:
         raise SystemExit("the runs are on different datasets, or on different splits of one: name those of one")
     home, first = runs[0].resolve().parents[2], next(iter(configs.values()))
     dataset = build(OmegaConf.create(first), ["dataset"])["dataset"]
-    splits = dataset.split(read_prepared(dataset, home))
+    splits = dataset.split(own_careers(dataset, first, runs[0].resolve()))
     representations: dict[str, States] = {}
     for name, config in configs.items():
         model = build(OmegaConf.create(config), ["model"])["model"].load(folders[name] / run_folder.MODEL)

@@ -29,6 +29,7 @@ ENTRIES = {
     "dataset/table.yaml": "name: table\nraw: ???",
     "backbone/nano.yaml": "layers: 2",
     "experiment/both.yaml": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      backbone: nano,micro",
+    "experiment/nothing.yaml": "# @package _global_\nhydra:\n  sweeper:\n    params:\n      backbone: glob(x*)",
     "backbone/micro.yaml": "layers: 4",
 }
 calls: list[Any] = []
@@ -158,6 +159,35 @@ def test_a_sweep_runs_every_combination_with_flags_anywhere(type_in):
     assert calls[::2] == [(2, 1), (4, 1), (2, 2), (4, 2)]
     (sweep,) = Path("outputs/sweeps").iterdir()
     assert [path.name for path in sweep.iterdir()] == ["multirun.yaml"]
+
+
+NO_JOB = "there is no such value, so no job would run"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=glob(*)"], f"seed=glob(*): {NO_JOB}; glob(...) chooses among the entries of a group"),
+        (["backbone=glob(z*)"], f"backbone=glob(z*): {NO_JOB}. Known: micro, nano"),
+        (["seed=range(5,5)", "backbone=nano,micro"], f"seed=range(5,5): {NO_JOB}"),
+        (["+experiment=nothing"], f"backbone=glob(x*): {NO_JOB}"),
+    ],
+)
+def test_a_sweep_without_a_job_is_refused(type_in, words, said):
+    for listed in ([], ["--cfg", "job"]):
+        code, out, err = type_in("run", "-m", *words, *listed)
+        assert (code, out, calls) == (2, "", [])
+        assert said in err
+
+
+def test_a_glob_that_matches_runs_what_it_matches(type_in):
+    assert type_in("run", "-m", "backbone=glob(n*)")[0] == 0
+    assert calls[::2] == [(2, 0)]
+
+
+def test_a_folder_is_no_number(type_in, monkeypatch):
+    code, _, err = type_in("score", "run=5")
+    assert (code, err) == (2, "labor-llm: run names a folder, got 5: write run=./NAME if it is called so\n")
 
 
 def test_a_failing_job_does_not_stop_the_others(type_in):

@@ -285,6 +285,19 @@ def refused(*sections: str, **changes: Any) -> list[str]:
     return str(error.value).splitlines()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backbone__layers": True}, "backbone.layers: must be a number, got true"),
+        ({"backbone__sizes": [1, False]}, "backbone.sizes: must be a number, got false"),
+        ({"rate": True}, "rate: must be a number, got true"),
+    ],
+)
+def test_true_is_not_one(changes, said):
+    assert refused("model", **changes) == [said]
+    assert build(parts(model__extra=True), ["model"])["model"].extra is True
+
+
 def test_build_gives_objects_and_plain_containers():
     built = build(parts(), ["model", "tracker", "callbacks"])
     assert built["model"].backbone == Backbone(layers=3, sizes=[1, 2])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model
+from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model, small_model
 from pytorch_lightning.callbacks import Callback
 from transformers import LlamaForCausalLM
 
@@ -312,3 +312,10 @@ def test_a_model_that_would_mix_careers_in_one_row_is_refused(name):
     encoded = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy).encode(TRAIN)
     with pytest.raises(RunError, match=r"attention of its own|trainer\.layout=padded"):
         check_packing(other, encoded)
+
+
+def test_a_fit_does_not_go_on_in_another_precision():
+    settings = TrainerSettings(learning_rate=1e-3, accelerator="cpu", precision="32-true")
+    module = FineTuning(small_model("llama"), settings, total_steps=1, seed=0)
+    with pytest.raises(RunError, match=r"interrupted in bf16-mixed and cannot go on in 32-true\. Set trainer\."):
+        module.on_load_checkpoint({"precision": "bf16-mixed"})

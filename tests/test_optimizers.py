@@ -167,7 +167,9 @@ def test_an_interrupted_fit_ends_with_the_same_weights(settings, batches, tmp_pa
     with pytest.raises(PowerCutError):
         model(settings).fit(TRAIN, VALID, CHOICES, Workspace(tmp_path))
     monkeypatch.setattr(training, "_fitting_callbacks", callbacks)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["optimizer_states"]
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"]
+    assert last["precision"] == model(settings).trainer.resolved_precision
     resumed = weights_of(model(settings).fit(TRAIN, VALID, CHOICES, Workspace(tmp_path)))
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name

@@ -82,7 +82,9 @@ def test_describe_shows_no_real_career_unless_it_is_asked_to(config, tmp_path, c
     assert html.read_text() == safe
 
 
-@pytest.mark.parametrize("words", ["show_records=-1", "show_records=abc", "smallest_cell=0", "smallest_cell=x"])
+@pytest.mark.parametrize(
+    "words", ["show_records=-1", "show_records=abc", "smallest_cell=0", "smallest_cell=x", "show_records=true"]
+)
 def test_describe_checks_its_settings(config, words):
     with pytest.raises(ConfigError, match=r"(show_records|smallest_cell) must be a whole number of at least"):
         describe(config("describe", words))

@@ -104,6 +104,36 @@ def test_pruned_and_realised_scores_are_reported_and_compared(config, tmp_path):
     assert comparison.table["perplexity"].null_count() == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("seed=true", "seed must be a whole number of 0 to 4294967295, got True"),
+        ("seed=4294967296", "seed must be a whole number of 0 to 4294967295"),
+        ("known_until=true", "known_until must be null or a calendar year, got True"),
+        ("keep_distribution=maybe", "keep_distribution must be true or false, got 'maybe'"),
+        ("name=null", "name names a folder"),
+    ],
+)
+def test_a_switch_is_no_number_and_a_word_no_switch(config, words, said):
+    with pytest.raises(ConfigError, match=said):
+        run(config("run", "model=markov", "tracker=jsonl", words))
+
+
+def test_without_a_scorable_record_a_run_ends_with_an_error(config, tmp_path, own_table):
+    """All test persons are bakers, whom nobody in training is; so are, later, all validation persons."""
+    taxonomy, table, words = own_table
+    taxonomy.write_text(taxonomy.read_text() + "3,Bakers,occupation\n")
+    places = hashed_places(pl.Series(map(str, range(90))), "labor-llm")
+    for part, low, high in (("test", 0.8, 1), ("valid", 0.7, 0.8)):
+        bakers = {str(person) for person in range(90) if low <= places[person] < high}
+        lines = [line.split(",") for line in table.read_text().splitlines()]
+        changed = [[*line[:2], "3" if line[0] in bakers else line[2]] for line in lines]
+        table.write_text("\n".join(",".join(line) for line in changed))
+        with pytest.raises(DataError, match=f"no record of the .* {part} persons .*the choice set"):
+            run(config("run", *words, f"predict={part}"))
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
 def test_other_settings_are_another_run(config, tmp_path):
     run(config("run", "model=markov", "tracker=jsonl"))
     run(config("run", "model=markov", "tracker=jsonl", "predict=valid"))

@@ -1,21 +1,19 @@
 """Tokenized careers on disk, memory-mapped: made once for the same careers, template, label and tokenizer."""
 
 import hashlib
-import inspect
 import logging
 import shutil
 import tempfile
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import tokenizers
 import transformers
 
 from labor_llm.careers import Careers
-from labor_llm.language import tokens
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers
+from labor_llm.source_code import code_hash
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +52,6 @@ def _write(encoded: EncodedCareers, home: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _module(part: object) -> ModuleType:
-    """Where the wording is written; a user's own template or label has a module of its own."""
-    module = inspect.getmodule(type(part))
-    assert module is not None
-    return module
-
-
 def _key(encoder: CareerEncoder, careers: Careers) -> str:
     """Changes with anything that decides about the tokens: data, wording, tokenizer, code."""
     parts = [
@@ -69,7 +60,7 @@ def _key(encoder: CareerEncoder, careers: Careers) -> str:
         repr(encoder.label),
         encoder.tokenizer.backend_tokenizer.to_str(),
         repr(encoder.prefix),
-        *(inspect.getsource(module) for module in (tokens, _module(encoder.template), _module(encoder.label))),
+        code_hash(CareerEncoder, type(encoder.template), type(encoder.label)),
         tokenizers.__version__,
         transformers.__version__,
     ]
