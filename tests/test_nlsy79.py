@@ -90,7 +90,7 @@ def test_a_career_worked_out_by_hand(tmp_path):
     }
     assert column(made, "occupation") == {1979: "229", 1990: "023", 2002: "023", 2004: "229"}
     assert column(made, "region") == {1979: "south", 1990: "west", 2002: None, 2004: None}
-    assert column(made, "education") == {1979: "high school"} | dict.fromkeys((1990, 2002, 2004), "college")
+    assert column(made, "education") == {1979: "high school", 1990: "college", 2002: None, 2004: None}
     assert column(made, "log_wage")[1990] is None
     assert column(made, "weight")[1990] is None
     assert made.source == "NLSY79, extract of the NLS Investigator (default.csv)"
@@ -387,3 +387,29 @@ def test_its_files_are_those_beside_it_too(tmp_path):
 def test_the_yaml_says_what_the_class_does():
     config = OmegaConf.load(conf_folder() / "dataset" / "nlsy79.yaml")
     assert instantiate(config, _convert_="all") == NLSY79()
+
+
+def test_education_holds_five_years_unless_later_questions_are_skipped(tmp_path):
+    """Who has no new grade and no new degree skips both questions: what was known is still so."""
+    jobs = {f"occupation_{year}": 1 for year in (1988, 1993, 1994)}
+    made = {
+        skipped: column(
+            careers(tmp_path, [person(1, **jobs, highest_degree_1988=3, **skipped_rounds)]), "education"
+        )
+        for skipped, skipped_rounds in {
+            "never": {},
+            "degree": {"highest_degree_1990": -4},
+            "grade": {"highest_grade_as_reported_1989": -4},
+            "refused": {"highest_degree_1990": -1},
+        }.items()
+    }
+    late = {"never": None, "degree": "college", "grade": "college", "refused": None}
+    assert made == {name: {1988: "college", 1993: "college", 1994: known} for name, known in late.items()}
+
+
+def test_one_line_says_what_education_rests_on(tmp_path):
+    row = person(1, occupation_1979=3, occupation_1984=3, occupation_1985=3, highest_grade_1979=12)
+    assert (
+        "what education rests on, of 3 person-years: highest grade 2, unknown 1; 1 are as reported up to 5 years "
+        "before, and 1 are unknown because the last report is older than that"
+    ) in report_of(tmp_path, [row]).notes

@@ -68,7 +68,7 @@ def test_a_career_worked_out_by_hand(tmp_path):
     assert list(filled([row])[0]).index("S1603000") < list(filled([row])[0]).index("S3659000")
     assert column(made, "occupation") == {1997: "243", 2002: "023", 2019: "229"}
     assert column(made, "log_wage") == {1997: pytest.approx(math.log(5.15)), 2002: None, 2019: None}
-    assert column(made, "education") == {1997: None, 2002: "college", 2019: "college"}
+    assert column(made, "education") == {1997: None, 2002: "college", 2019: None}  # known 17 years before
     second = made.table.row(1, named=True)
     assert (second["region"], second["weight"], second["birth_year"]) == ("north central", 123.45, 1980)
     assert (second["person_id"], second["survey"], second["gender"]) == ("9022", "NLSY97", "male")
@@ -251,6 +251,8 @@ def test_weeks_and_jobs_are_numbered_as_the_investigator_does():
     assert by_name["YEMP_OCCODE-2002.14 2017"] == "U1720700"
     assert by_name["CV_HRLY_PAY.09 2010"] == "T5209300"
     assert by_name["CV_HRLY_PAY.02 1997"] == "R1208600"
+    assert by_name["CV_HIGHEST_DEGREE_9900 1999"] == "R3885701"
+    assert by_name["CV_HIGHEST_DEGREE_1314 2013"] == "T8129700"
     weeks = table.filter(concept="weekly status").group_by("year").len().sort("year")
     assert set(weeks["len"]) == {52, 53}
     assert weeks.filter(len=53)["year"].to_list() == [2000, 2005, 2011]
@@ -280,7 +282,7 @@ def test_a_degree_is_not_lost_where_a_round_knows_less(tmp_path):
     assert set(column(careers(tmp_path, [row]), "education").values()) == {"college"}
 
 
-def test_years_of_college_raise_a_diploma_and_enrollment_fills_a_gap(tmp_path):
+def test_years_of_college_raise_a_diploma_and_enrollment_counts_in_its_own_round(tmp_path):
     row = person(
         1,
         **{f"occupation_{year}": 800 for year in (1998, 1999, 2000, 2001)},
@@ -292,8 +294,48 @@ def test_years_of_college_raise_a_diploma_and_enrollment_fills_a_gap(tmp_path):
         1998: "less than high school",
         1999: "high school",
         2000: "some college",
-        2001: "some college",
+        2001: "high school",
     }
+
+
+def test_who_was_enrolled_in_1997_is_not_without_a_diploma_in_2017(tmp_path):
+    """Enrollment of 1997 and no more; then with the degree of the school year 2011, six years old in 2017."""
+    degree = "T6657300"  # CV_HIGHEST_DEGREE_1112
+    years = {"occupation_1997": 4700, "occupation_2013": 800, "occupation_2017": 800}
+    rows = [person(id_, enrollment_1997=8, **years) for id_ in (1, 2)]
+    table = careers(tmp_path, [rows[0], rows[1] | {degree: 4}]).table
+    assert table.select("person_id", "year", "education").rows() == [
+        ("1", 1997, "less than high school"),
+        ("1", 2013, None),
+        ("1", 2017, None),
+        ("2", 1997, "less than high school"),
+        ("2", 2013, "college"),
+        ("2", 2017, None),
+    ]
+    assert (
+        "what education rests on, of 6 person-years: highest degree 1, enrollment in the same round 2, unknown 3; "
+        "1 are as reported up to 5 years before, and 1 are unknown because the last report is older than that"
+    ) in report_of(tmp_path, [rows[0], rows[1] | {degree: 4}]).notes
+
+
+def test_what_was_known_holds_five_years_and_a_new_report_confirms_a_degree(tmp_path):
+    jobs = {f"occupation_{year}": 800 for year in (2005, 2010, 2011, 2017, 2019)}
+    row = person(1, **jobs, highest_degree_2005=4, highest_grade_2017=14, enrollment_2011=5)
+    assert column(careers(tmp_path, [row]), "education") == {
+        2005: "college",
+        2010: "college",
+        2011: "college",  # enrolled nowhere, with a two-year degree: no less than the degree of before
+        2017: "college",  # a grade of 2017 is no news of a degree lost
+        2019: "college",
+    }
+
+
+def test_the_degree_of_the_round_comes_before_that_of_the_school_year(tmp_path):
+    row = person(1, occupation_2010=800, occupation_2011=800, highest_degree_2011=4) | {
+        "T5207500": 3,
+        "T6657300": 3,
+    }
+    assert column(careers(tmp_path, [row]), "education") == {2010: "some college", 2011: "college"}
 
 
 @pytest.mark.parametrize("name", ["careers.csv.xz", "careers.csv", "careers.parquet"])

@@ -36,6 +36,10 @@ GRADES: dict[int, int | None] = {
     **dict.fromkeys((93, 94, 95)),
 }
 """Highest grade completed -> level; 13 to 20: years of college, 93 to 95: preschool, kindergarten, ungraded."""
+FRESH = 5
+"""Years for which what a round says of education holds; what is older is unknown."""
+BASES = ("highest degree", "highest grade", "enrollment in the same round", "older", "nothing")
+"""What the education of a record rests on: ``older`` and ``nothing`` leave it unknown."""
 REGIONS = {1: "northeast", 2: "north central", 3: "south", 4: "west"}
 WEEK_STATES = (EMPLOYED, "military", "unemployed", "out_of_labor_force", "not_working")
 """The states of a week; of two that are as frequent, the earlier one counts."""
@@ -157,6 +161,23 @@ def coded(
 def in_words(level: pl.Expr) -> pl.Expr:
     """A level of education in words."""
     return level.replace_strict(LEVELS, default=None, return_dtype=pl.String)
+
+
+def last_told(told: pl.Expr) -> pl.Expr:
+    """How many years ago something was said of a person's education, 0 for the same round; null for never."""
+    return pl.col("year") - pl.when(told).then("year").forward_fill().over("row")
+
+
+def note_education(years: pl.DataFrame, report: Report) -> None:
+    """One line that says what education rests on; ``years`` has ``basis``, one of BASES, and ``told``, its age."""
+    counts = dict.fromkeys(BASES, 0) | dict(years["basis"].value_counts().iter_rows())
+    unknown = counts["older"] + counts["nothing"]
+    rests = [f"{basis} {counts[basis]:,}" for basis in BASES[:3] if counts[basis]] + [f"unknown {unknown:,}"]
+    carried = years.filter(pl.col("basis").is_in(BASES[:2]) & (pl.col("told") > 0)).height
+    report.note(
+        f"what education rests on, of {years.height:,} person-years: {', '.join(rests)}; {carried:,} are as reported "
+        f"up to {FRESH} years before, and {counts['older']:,} are unknown because the last report is older than that"
+    )
 
 
 def in_state(found: pl.Expr, enrolled: pl.Expr) -> pl.Expr:

@@ -12,7 +12,8 @@ else ESR_KEY, whose codes 4 and 5 meant keeping house and in school to 1993 and 
 else a valid skip of the occupation, which says that there was no job to report.
 
 Education. Highest grade completed (HGCREV, else Q3-4) as last known in that year, and the highest degree so far
-(Q3-10B, asked from 1988, and afterwards only of those with a new one), whichever is higher. Variables across
+(Q3-10B, asked from 1988, and afterwards only of those with a new one), whichever is higher; unknown if the last
+round that told of either, or skipped the questions of new ones, is more than five years back. Variables across
 rounds ("ever") are not used: they know the future. Pay is that of the CPS job to 1994, then of employer 1.
 """
 
@@ -29,6 +30,7 @@ from pydantic.dataclasses import dataclass
 from labor_llm.careers import Careers
 from labor_llm.datasets.investigator_files import files_named
 from labor_llm.datasets.nlsy import (
+    FRESH,
     GRADES,
     NO_JOB,
     OCCUPATION,
@@ -39,7 +41,9 @@ from labor_llm.datasets.nlsy import (
     in_state,
     in_words,
     interviewed,
+    last_told,
     log_wage,
+    note_education,
     person_years,
     read_panel,
     variables_of,
@@ -56,6 +60,7 @@ GENDERS = {1: "male", 2: "female"}
 ETHNICITIES = {1: "Hispanic", 2: "Black", 3: "non-Black non-Hispanic"}
 DEGREES = {1: 1, 2: 2, 3: 3, 4: 3, 5: 4, 6: 4, 7: 4, 8: None}
 """Q3-10B -> level: diploma, associate, BA, BS, master, doctorate, professional, other."""
+VALID_SKIP = -4
 ENROLLED = (2, 3)
 """In high school, in college."""
 BEFORE_1994 = {
@@ -132,9 +137,9 @@ class NLSY79:
     def parts(self, report: Report) -> Iterator[Careers]:
         """The extract as careers, in one part; ConfigError or DataError if it cannot be used."""
         panel = read_panel(COHORT, self.name, self.raw, report)
-        records = _records(
-            interviewed(panel, _with_education(person_years(panel, COHORT), report), report), report
-        )
+        years = interviewed(panel, _with_education(person_years(panel, COHORT), report), report)
+        note_education(years, report)
+        records = _records(years, report)
         source = f"NLSY79, extract of the NLS Investigator ({Path(panel.extract.where).name})"
         rows = records["row"]
         yield careers_of(
@@ -143,18 +148,38 @@ class NLSY79:
 
 
 def _with_education(years: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """Adds the level of education that is known in a round, from that round and those before it."""
+    """Adds ``education`` as known in a round, what it rests on (``basis``), and its age in years (``told``).
+
+    Who is skipped by the questions of new grades and degrees has none since the last interview.
+    """
     revised, reported = (
         coded(years[name], GRADES, report) for name in ("highest grade", "highest grade as reported")
     )
     levels = years.select(
-        "row", grade=revised.fill_null(reported), degree=coded(years["highest degree"], DEGREES, report)
+        "row",
+        "year",
+        skipped=pl.any_horizontal(pl.col("highest grade as reported", "highest degree") == VALID_SKIP),
+        grade=revised.fill_null(reported),
+        degree=coded(years["highest degree"], DEGREES, report),
     )
-    known = levels.select(
-        pl.col("grade").forward_fill().over("row"), pl.col("degree").cum_max().forward_fill().over("row")
+    told = pl.any_horizontal(pl.col("grade", "degree").is_not_null())
+    known = levels.with_columns(
+        pl.col("grade").forward_fill().over("row"),
+        pl.col("degree").cum_max().forward_fill().over("row"),
+        told=last_told(told | pl.col("skipped").fill_null(False)),
     )
-    level = known.select(in_words(pl.max_horizontal("grade", "degree"))).to_series()
-    return years.with_columns(education=level)
+    level, fresh = pl.max_horizontal("grade", "degree"), (pl.col("told") <= FRESH).fill_null(False)
+    by_degree = (pl.col("degree") > pl.col("grade")).fill_null(pl.col("grade").is_null())
+    known = known.with_columns(
+        basis=pl.when(level.is_null())
+        .then(pl.lit("nothing"))
+        .when(~fresh)
+        .then(pl.lit("older"))
+        .when(by_degree)
+        .then(pl.lit("highest degree"))
+        .otherwise(pl.lit("highest grade"))
+    )
+    return years.with_columns(known.select("basis", "told", education=in_words(pl.when(fresh).then(level))))
 
 
 def _records(years: pl.DataFrame, report: Report) -> pl.DataFrame:

@@ -12,10 +12,11 @@ Status. The most frequent state over the weeks of the calendar year, where the e
 a valid skip of the occupation, which says that there was no job to report. Who is enrolled and neither at work nor
 in the forces is in school.
 
-Education. The highest degree by round (CV_HIGHEST_DEGREE_EVER_EDT), which years of college without a degree raise
-to some college; else the highest grade (CV_HGC_EVER_EDT); else what the enrollment status says, as in 1997. Each
-is as last known in rounds without it, and a degree is never lost. The variables across rounds (CVC_...) are not
-used: they know the future.
+Education. The highest degree by round (CV_HIGHEST_DEGREE_EVER_EDT, else that of the school year, such as
+CV_HIGHEST_DEGREE_9899), which years of college without a degree raise to some college; else the highest grade
+(CV_HGC_EVER_EDT). Rounds without both have what was last known, for five years at most, and a degree is never
+lost; else what the enrollment status of the same round says, as in 1997. The variables across rounds (CVC_...)
+are not used: they know the future.
 """
 
 import re
@@ -30,6 +31,7 @@ from pydantic.dataclasses import dataclass
 from labor_llm.careers import Careers
 from labor_llm.datasets.investigator_files import files_named
 from labor_llm.datasets.nlsy import (
+    FRESH,
     GRADES,
     NO_JOB,
     OCCUPATION,
@@ -40,7 +42,9 @@ from labor_llm.datasets.nlsy import (
     in_state,
     in_words,
     interviewed,
+    last_told,
     log_wage,
+    note_education,
     person_years,
     read_panel,
     variables_of,
@@ -102,7 +106,8 @@ COHORT = Cohort(
         "weekly status": "in these years, who reports a job counts as working, and others as not working",
         "employment status": "the weekly status replaces it, if there is one",
         "enrollment": "who is without a job counts as not working, not as in school",
-        "highest degree": "education follows from years of schooling, or else from enrollment",
+        "highest degree": "education follows from degrees by school year, years of schooling, or enrollment",
+        "highest degree by school year": "it is only needed where the highest degree is missing",
         "highest grade": "education follows from degrees alone, without some college",
         "region": "region stays unknown",
         "hourly pay": "pay stays unknown",
@@ -144,8 +149,9 @@ class NLSY97:
     def parts(self, report: Report) -> Iterator[Careers]:
         """The extract as careers, in one part; ConfigError or DataError if it cannot be used."""
         panel = read_panel(COHORT, self.name, self.raw, report)
-        years = _with_education(person_years(panel, COHORT), report)
-        records = _records(_main_jobs(interviewed(panel, years, report), report), report)
+        years = interviewed(panel, _with_education(person_years(panel, COHORT), report), report)
+        note_education(years, report)
+        records = _records(_main_jobs(years, report), report)
         source = f"NLSY97, extract of the NLS Investigator ({Path(panel.extract.where).name})"
         rows = records["row"]
         yield careers_of(
@@ -154,22 +160,37 @@ class NLSY97:
 
 
 def _with_education(years: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """Adds the level of education that is known in a round, from that round or the last one before it."""
+    """Adds ``education`` as known in a round, what it rests on (``basis``), and its age in years (``told``)."""
+    by_year = coded(years["highest degree by school year"], DEGREES, report)
     levels = years.select(
         "row",
-        degree=coded(years["highest degree"], DEGREES, report),
+        "year",
+        degree=coded(years["highest degree"], DEGREES, report).fill_null(by_year),
         grade=coded(years["highest grade"], GRADES, report),
         enrolled=coded(years["enrollment"], ENROLLMENTS, report),
     )
-    known = levels.select(
+    known = levels.with_columns(
         pl.col("degree").cum_max().forward_fill().over("row"),
-        pl.col("grade", "enrolled").forward_fill().over("row"),
+        pl.col("grade").forward_fill().over("row"),
+        told=last_told(pl.any_horizontal(pl.col("degree", "grade").is_not_null())),
     )
-    degree = pl.col("degree")
-    in_college = pl.when((pl.col("grade") >= 2) | (pl.col("enrolled") >= 2)).then(2)
+    degree, enrolled, fresh = pl.col("degree"), pl.col("enrolled"), (pl.col("told") <= FRESH).fill_null(False)
+    in_college = pl.when((pl.col("grade") >= 2) | (enrolled >= 2)).then(2)
     with_degree = pl.when(degree.is_not_null()).then(pl.max_horizontal(degree, in_college))
-    level = pl.coalesce(with_degree, "grade", "enrolled")
-    return years.with_columns(education=known.select(in_words(level)).to_series())
+    of_round = pl.when(enrolled.is_not_null()).then(pl.max_horizontal(enrolled, degree))
+    known = known.with_columns(
+        level=pl.when(fresh).then(pl.coalesce(with_degree, "grade")).otherwise(of_round),
+        basis=pl.when(fresh & degree.is_not_null())
+        .then(pl.lit("highest degree"))
+        .when(fresh)
+        .then(pl.lit("highest grade"))
+        .when(enrolled.is_not_null())
+        .then(pl.lit("enrollment in the same round"))
+        .when(pl.col("told").is_not_null())
+        .then(pl.lit("older"))
+        .otherwise(pl.lit("nothing")),
+    )
+    return years.with_columns(known.select("basis", "told", education=in_words(pl.col("level"))))
 
 
 def _main_jobs(years: pl.DataFrame, report: Report) -> pl.DataFrame:
