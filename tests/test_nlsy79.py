@@ -411,5 +411,5 @@ def test_one_line_says_what_education_rests_on(tmp_path):
     row = person(1, occupation_1979=3, occupation_1984=3, occupation_1985=3, highest_grade_1979=12)
     assert (
         "what education rests on, of 3 person-years: highest grade 2, unknown 1; 1 are as reported up to 5 years "
-        "before, and 1 are unknown because the last report is older than that"
+        "before, 1 are unknown because the last report is older"
     ) in report_of(tmp_path, [row]).notes

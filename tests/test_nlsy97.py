@@ -314,7 +314,7 @@ def test_who_was_enrolled_in_1997_is_not_without_a_diploma_in_2017(tmp_path):
     ]
     assert (
         "what education rests on, of 6 person-years: highest degree 1, enrollment in the same round 2, unknown 3; "
-        "1 are as reported up to 5 years before, and 1 are unknown because the last report is older than that"
+        "1 are as reported up to 5 years before, 1 are unknown because the last report is older"
     ) in report_of(tmp_path, [rows[0], rows[1] | {degree: 4}]).notes
 
 

@@ -8,6 +8,7 @@ from made_up_runs import QUICK, predictions, write_run
 from labor_llm.compare import compare
 from labor_llm.comparison.runs import differing_settings
 from labor_llm.evaluate import evaluate
+from labor_llm.predictions import Predictions
 
 
 def test_runs_that_share_a_name_show_what_differs(tmp_path):
@@ -181,3 +182,11 @@ def test_what_a_model_rests_on_and_is_gone_is_told_by_its_folder(tmp_path):
         write_embedding(tmp_path / f"{seed}", Path(f"gone/{seed}"), seed)
     models = compare([tmp_path], statistics=QUICK).models
     assert set(models["model"]) == {f"embedding (model.fitted={seed})" for seed in (1, 2)}
+
+
+def test_a_cross_section_has_no_events(tmp_path):
+    first = predictions(2).table.filter("first")
+    write_run(tmp_path / "1", "markov", Predictions(first, ("cook", "nurse")))
+    comparison = compare([tmp_path], statistics=QUICK)
+    assert comparison.events.is_empty()
+    assert list(comparison.notes) == ["panel: there are no events, for nobody has a second record."]

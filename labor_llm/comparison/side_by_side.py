@@ -111,7 +111,10 @@ def side_by_side(dataset: str, runs: Sequence[Run], reference: str | None, stati
     if persons < statistics.min_persons:
         return _withheld(result, persons, statistics.min_persons)
     _add_models(result, models, first.table, columns, names[asked] if asked else None, statistics)
-    result.notes += _event_notes(result, list(names), withheld, statistics.min_persons)
+    if first.table["first"].all():
+        result.notes.append(f"{dataset}: there are no events, for nobody has a second record.")
+    else:
+        result.notes += _event_notes(result, list(names), withheld, statistics.min_persons)
     return result
 
 

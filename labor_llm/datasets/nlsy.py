@@ -175,8 +175,8 @@ def note_education(years: pl.DataFrame, report: Report) -> None:
     rests = [f"{basis} {counts[basis]:,}" for basis in BASES[:3] if counts[basis]] + [f"unknown {unknown:,}"]
     carried = years.filter(pl.col("basis").is_in(BASES[:2]) & (pl.col("told") > 0)).height
     report.note(
-        f"what education rests on, of {years.height:,} person-years: {', '.join(rests)}; {carried:,} are as reported "
-        f"up to {FRESH} years before, and {counts['older']:,} are unknown because the last report is older than that"
+        f"what education rests on, of {years.height:,} person-years: {', '.join(rests)}; {carried:,} are "
+        f"as reported up to {FRESH} years before, {counts['older']:,} are unknown because the last report is older"
     )
 
 

@@ -27,7 +27,13 @@ from labor_llm.language.batches import (
 )
 from labor_llm.language.checks import check_packing, check_scores
 from labor_llm.language.loss import summed_nll
-from labor_llm.language.optimizers import OptimizerName, PiecewiseOptimizer, WeightType, give_back_memory, make_optimizer
+from labor_llm.language.optimizers import (
+    OptimizerName,
+    PiecewiseOptimizer,
+    WeightType,
+    give_back_memory,
+    make_optimizer,
+)
 from labor_llm.language.scoring import (
     RealizedScoring,
     Scores,
