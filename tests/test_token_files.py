@@ -1,5 +1,6 @@
 """Tokenized careers on disk: the same as in memory, made once, and again when anything about them changes."""
 
+import importlib
 from dataclasses import fields
 
 import numpy as np
@@ -45,6 +46,20 @@ def test_what_changed_is_encoded_again(changed, tmp_path):
     encode_once(encoder(), TRAIN, tmp_path)
     encode_once(*changed, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_words_that_a_template_of_ones_own_imports_are_noticed(tmp_path, monkeypatch):
+    (tmp_path / "own_words.py").write_text("GREETING = 'worker'\n")
+    (tmp_path / "own_template.py").write_text(
+        "from labor_llm.templates import ResumeTemplate\nfrom own_words import GREETING\n\n\n"
+        "class Own(ResumeTemplate):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = encoder(template=importlib.import_module("own_template").Own())
+    for text in ("GREETING = 'worker'\n", "GREETING = 'worker'\n", "GREETING = 'employee'\n"):
+        (tmp_path / "own_words.py").write_text(text)
+        encode_once(own, TRAIN, tmp_path / "tokens")
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
