@@ -41,7 +41,8 @@ CONFIG, METRICS, PREDICTIONS, MODEL, CHECKPOINTS = (
 
 def find(parent: Path, decisive: Mapping[str, Any], code: str) -> Path | None:
     """The newest folder of a run with these settings that was made by this code."""
-    alike = [folder for folder in sorted(parent.glob("*")) if is_named_for(folder, decisive)]
+    folders = sorted(path.parent for path in parent.glob(f"*/{CONFIG}"))
+    alike = [folder for folder in folders if is_named_for(folder, decisive)]
     found = [folder for folder in alike if stored_config(folder).get("code") == code]
     if alike and not found:
         logger.info("%s was made by other code: with that of now it is another run", from_here(alike[-1]))
