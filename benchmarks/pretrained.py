@@ -36,6 +36,7 @@ from labor_llm.careers import Careers
 from labor_llm.language.adapters import Lora
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import ScoringBatches
+from labor_llm.language.scoring import PackedCareers
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers
 from labor_llm.precision import bfloat16_pays
 from labor_llm.templates import ResumeTemplate, Titles
@@ -189,6 +190,17 @@ def trainings(size: Size, material: Material) -> dict[str, dict[str, Any]]:
     return {"systems": results, "matmul_flops_per_second": rate, "precision": "bf16" if bf16 else "float32"}
 
 
+def _records(career: PackedCareers, places: Sequence[int]) -> PackedCareers:
+    """The career with some of its records."""
+    return replace(
+        career,
+        careers_Q=career.careers_Q[places],
+        prompt_ends_Q=career.prompt_ends_Q[places],
+        title_ends_Q=career.title_ends_Q[places],
+        realised_Q=career.realised_Q[places],
+    )
+
+
 def scoring(size: Size, material: Material) -> dict[str, Any]:
     """Seconds per record to score all titles, in float32: exactly, and by lm-evaluation-harness on one record."""
     model = random_model(size).eval()
@@ -199,15 +211,9 @@ def scoring(size: Size, material: Material) -> dict[str, Any]:
     encoded = encoder.encode(material.careers.select_persons([person]))
     places = evenly_spaced(len(encoded.prompt_ends), size.scored)
     career = ScoringBatches(encoded, np.zeros(len(encoded.prompt_ends), dtype=np.int64), 10**9)[0]["careers"]
-    some = replace(
-        career,
-        careers_Q=career.careers_Q[places],
-        prompt_ends_Q=career.prompt_ends_Q[places],
-        title_ends_Q=career.title_ends_Q[places],
-        realised_Q=career.realised_Q[places],
-    )
+    some = _records(career, places)
     rate = product_rate(model, 2048, torch.float32)
-    engine.score(career.few())  # to warm up
+    engine.score(_records(career, places[:1]))  # to warm up
     spent, scores = [], []
     for _ in range(2):
         spent.append(seconds(lambda: scores.append(engine.score(some))))

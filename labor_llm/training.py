@@ -59,7 +59,7 @@ class LoopSettings:
     clip_norm: float | None = Field(default=None, gt=0)
     """Longest gradient; None leaves gradients as they are."""
     dropout_until: float = Field(default=1.0, ge=0, le=1)
-    """Share of all steps after which ``nn.Dropout`` drops nothing; patience may end training before."""
+    """Share of all steps after which nothing is dropped; patience may end training before."""
     gradient_checkpointing: bool = False
     """Compute a layer's activations again for its gradients instead of keeping them: less memory, slower."""
     compile: bool = False
@@ -174,9 +174,13 @@ class Training(L.LightningModule):
         place = self.seed, self.current_epoch, batch_idx, self.global_rank
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         if self.global_step >= self.settings.dropout_until * self.total_steps:
-            for module in self.model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            self.end_dropout()
+
+    def end_dropout(self) -> None:
+        """From here on the network drops nothing."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
 
     def step_loss(self, nll: Tensor, predicted: Tensor | int) -> Tensor:
         """The batch's part of the step's mean loss, from its sum and from how much the whole step predicts.

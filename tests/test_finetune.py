@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHOICES, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model, small_model
+from conftest import CHOICES, SMALL, TEST, TRAIN, VALID, bpe_tokenizer, language, save_model, small_model
 from pytorch_lightning.callbacks import Callback
-from transformers import LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    LlamaForCausalLM,
+)
 
 from labor_llm import training
 from labor_llm.errors import ConfigError, RunError
@@ -17,8 +24,9 @@ from labor_llm.language.adapters import FullFineTuning, Lora
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.backbones import HubBackbone
 from labor_llm.language.batches import TrainingBatches
-from labor_llm.language.checks import check_packing
+from labor_llm.language.checks import check_packing, plain_log_prob
 from labor_llm.language.finetune import MONITOR, FineTuning, TrainerSettings
+from labor_llm.language.residual_dropout import end_dropout
 from labor_llm.language.scoring import ExactScoring
 from labor_llm.language.tokens import CareerEncoder
 from labor_llm.models.base import Workspace
@@ -50,6 +58,52 @@ def test_a_downloaded_model_is_fine_tuned_saved_and_loaded(model_folder, adapter
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     loaded = hub_model(model_folder, adapter, label).load(tmp_path)
     np.testing.assert_allclose(loaded.log_probs(TEST), model.log_probs(TEST), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
+def test_lora_on_packed_experts_says_which_setting_to_change_and_then_works(family, tmp_path):
+    import transformers
+
+    tokenizer = bpe_tokenizer("llama", ResumeTemplate().texts(TRAIN, Titles()))
+    tokenizer.save_pretrained(tmp_path)
+    experts = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **SMALL | experts)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
+    few = TRAIN.select_persons(["p0", "p1", "p2", "p3"])
+    with pytest.raises(ConfigError, match=rf"{family}ForCausalLM packs .* Set adapter\.dropout=0 \(now 0\.05\)"):
+        hub_model(tmp_path, Lora(rank=4)).fit(few, few, CHOICES)
+    model = hub_model(tmp_path, Lora(rank=4, dropout=0), batch_size=4).fit(few, few, CHOICES)
+    trained = [name for name, value in model._module.model.named_parameters() if value.requires_grad]
+    assert any("experts" in name for name in trained)
+    model.save(tmp_path / "fitted")
+    again = hub_model(tmp_path, Lora(rank=4, dropout=0)).load(tmp_path / "fitted")
+    np.testing.assert_allclose(again.log_probs(few), model.log_probs(few), atol=1e-5)
+
+
+def test_a_model_that_sees_pictures_has_its_text_models_numbers(tmp_path):
+    """Of Gemma 3, AutoModelForCausalLM gives the model with its vision part."""
+    tokenizer = bpe_tokenizer("llama", ResumeTemplate().texts(TRAIN, Titles()))
+    tokenizer.save_pretrained(tmp_path)
+    text = SMALL | {"vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 40}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    ids = {"image_token_index": 1, "boi_token_index": 2, "eoi_token_index": 3, "mm_tokens_per_image": 4}
+    torch.manual_seed(0)
+    both = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, **ids))
+    both.save_pretrained(tmp_path)
+    few = TRAIN.select_persons(["p0", "p1", "p2", "p3"])
+    model = hub_model(tmp_path, batch_size=4).fit(few, few, CHOICES)
+    model.save(tmp_path / "fitted")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "fitted")
+    alone = Gemma3ForCausalLM(loaded.config.text_config).eval()
+    alone.model.load_state_dict(loaded.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(loaded.lm_head.state_dict())
+    given, encoder = model.predict(few), model._encoder
+    encoded = encoder.encode(few)
+    ids_L = torch.from_numpy(encoded.ids_T[: encoded.prompt_ends[2]].astype(np.int64))
+    with torch.no_grad():
+        plain = [plain_log_prob(alone, ids_L, len(ids_L), encoder.titles[code]).item() for code in CHOICES]
+    np.testing.assert_allclose(given.log_probs_NJ[2] + given.log_mass_N[2], plain, atol=1e-4)
 
 
 def test_lora_trains_the_adapter_in_float32_and_nothing_else(model_folder):
@@ -220,6 +274,49 @@ def test_dropout_ends_with_its_share_of_the_steps(until):
     assert torch.equal(weights(0.5, until), weights(0.5, 1.0)) == (until == 1.0)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", ["SeedOss", "OPT"])
+def test_dropout_that_is_a_function_with_a_number_ends_too(family, again, tmp_path):
+    """Seed-OSS drops in its attention and feed-forward parts, OPT in its layers themselves."""
+    import transformers
+
+    tokenizer = bpe_tokenizer("llama", ResumeTemplate().texts(TRAIN, Titles()))
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"vocab_size": len(tokenizer), "word_embed_proj_dim": 32, "ffn_dim": 64, "head_dim": 8}
+    shares = dict.fromkeys(("residual_dropout", "attention_dropout", "dropout"), 0.5)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SMALL | sizes | shares)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path)
+    read = []
+
+    def trained(until: float, share: float | None = None) -> torch.Tensor:
+        model = hub_model(tmp_path, dropout_until=until, gradient_checkpointing=again, batch_size=20)
+        if share is not None:
+            config = AutoConfig.from_pretrained(tmp_path)
+            config.update(dict.fromkeys(shares, share))
+            config.save_pretrained(tmp_path)
+        fitted = model.fit(TRAIN, VALID, CHOICES)._module.model
+        read.append(fitted.config.to_dict())
+        return fitted.get_input_embeddings().weight
+
+    halfway, never, always = trained(0.5), trained(0.0), trained(1.0)
+    assert not torch.equal(halfway, always)
+    assert not torch.equal(halfway, never)
+    assert {config[name] for config in read for name in shares if name in config} == {0.5}
+    torch.testing.assert_close(never, trained(1.0, share=0.0))
+
+
+def test_layers_are_still_computed_again_after_dropout_has_ended():
+    model = small_model("llama").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers, forward = model.model.layers, []
+    for _ in range(2):  # as in every step
+        end_dropout(model, layers)
+    layers[0].mlp.register_forward_pre_hook(lambda *_: forward.append(layers[0].training))
+    model(torch.arange(9)[None], use_cache=False).logits.sum().backward()
+    assert forward == [False, False]
+
+
 def test_diverged_training_is_an_error_and_nothing_is_saved(gpt2_folder):
     with pytest.raises(RunError, match=r"training diverged.*trainer\.learning_rate"):
         hub_model(gpt2_folder, learning_rate=1e12).fit(TRAIN, VALID, CHOICES)
@@ -310,7 +407,10 @@ def test_a_model_that_would_mix_careers_in_one_row_is_refused(name):
     other = getattr(transformers, f"{name}ForCausalLM")(config)
     tokenizer = bpe_tokenizer("gpt2", ResumeTemplate().texts(TRAIN, Titles()))
     encoded = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy).encode(TRAIN)
-    with pytest.raises(RunError, match=r"attention of its own|trainer\.layout=padded"):
+    with pytest.raises(
+        RunError,
+        match=rf"{name}ForCausalLM .* Use another architecture",
+    ):
         check_packing(other, encoded)
 
 

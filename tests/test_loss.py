@@ -1,17 +1,19 @@
 """The loss of careers laid end to end, against one career at a time and the model's own logits."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from conftest import SMALL, small_model
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
+from transformers import CohereForCausalLM, FalconH1ForCausalLM, GraniteForCausalLM, LlamaForCausalLM
 
 from labor_llm.language.attention import PACKED, attending
 from labor_llm.language.batches import collate
-from labor_llm.language.loss import _ProjectedLoss, summed_nll
+from labor_llm.language.loss import _ProjectedLoss, projects, summed_nll
 from labor_llm.language.tokens import EncodedCareers
 
 STARTS = np.array([0, 9, 30, 37])
@@ -147,3 +149,40 @@ def test_a_sure_token_keeps_its_small_gradient_in_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         (found,) = torch.autograd.grad(_ProjectedLoss.apply(hidden, weight, targets), hidden)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+
+
+class Halved(LlamaForCausalLM):
+    """Does something to its logits that its configuration does not name."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits / 2
+        return out
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("kind", [Halved, FalconH1ForCausalLM, CohereForCausalLM, GraniteForCausalLM])
+def test_what_a_model_does_to_its_logits_is_in_the_loss(kind, layout):
+    if layout == "packed" and kind is FalconH1ForCausalLM:
+        pytest.skip("its state spaces mix careers in one row")
+    own = {"lm_head_multiplier": 0.2, "logit_scale": 0.3, "logits_scaling": 3.0, "initializer_range": 0.3}
+    own |= {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
+    torch.manual_seed(0)
+    model = kind(kind.config_class(vocab_size=300, pad_token_id=None, **SMALL | own)).eval()
+    batch = collate(ENCODED, ALL, layout, "all")
+    with attending(model, PACKED) if layout == "packed" else nullcontext():
+        assert not projects(model, batch["inputs"])
+        loss = summed_nll(model, batch["inputs"], batch["labels"])
+    torch.testing.assert_close(loss, one_by_one(model, "all"), atol=1e-3, rtol=1e-5)
+
+
+def test_trying_what_a_model_does_to_its_logits_changes_nothing_else():
+    model = small_model("gpt2").train()  # drops
+    inputs = collate(ENCODED, ALL, "padded", "all")["inputs"]
+    torch.manual_seed(0)
+    assert projects(model, inputs)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.transformer._forward_hooks
+    assert not model.lm_head._forward_hooks

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_model
@@ -14,6 +15,8 @@ from labor_llm.language.attention import Block
 from labor_llm.language.checks import check_scores, plain_log_prob
 from labor_llm.language.scoring import PackedCareers
 from labor_llm.language.title_scorer import TitleScorer, _cut
+from labor_llm.language.tokens import EncodedCareers
+from labor_llm.language.trials import Trial
 from labor_llm.language.trie import NONE, TitleTrie
 
 END = 7
@@ -38,6 +41,19 @@ def packed(careers=CAREERS, prompt_ends=PROMPT_ENDS, realised=None) -> PackedCar
         title_ends_Q=ends + 2,
         realised_Q=torch.tensor(realised) if realised else torch.full((len(ends),), NONE),
     )
+
+
+TRIAL = Trial.of(
+    EncodedCareers(
+        ids_T=torch.cat(CAREERS).numpy().astype(np.int32),
+        career_starts=np.array([0, 30, 50, 75]),
+        record_starts=np.array([0, 5, 6, 8]),
+        prompt_ends=packed().prompt_ends_Q.numpy(),
+        title_ends=packed().title_ends_Q.numpy(),
+        header_ends=np.array([2, 32, 52]),
+    ),
+    room=60,
+)
 
 
 def plain(model, titles=TITLES, careers=CAREERS, prompt_ends=PROMPT_ENDS):
@@ -188,14 +204,10 @@ def test_realised_titles_alone(tolerance):
     close(scores[:, 0], expected.diagonal())
 
 
-def check(scorer):
-    check_scores(scorer, packed())
-
-
 @pytest.mark.parametrize("spread", [0.02, 0.3])
 def test_self_check_refuses_attention_that_sees_later_records(monkeypatch, spread):
-    scorer = TitleScorer(small_model("llama", spread=spread), TRIE, 100)
-    check(scorer)
+    model = small_model("llama", spread=spread)
+    check_scores(model, TRIE, 100, TRIAL)
     view = Block.view
 
     def too_far(self, window):
@@ -203,11 +215,11 @@ def test_self_check_refuses_attention_that_sees_later_records(monkeypatch, sprea
 
     monkeypatch.setattr(Block, "view", too_far)
     with pytest.raises(RunError, match="does not read its attention"):
-        check(scorer)
+        check_scores(model, TRIE, 100, TRIAL)
 
 
 def test_self_check_refuses_broken_weights():
     model = small_model("llama")
     model.lm_head.weight.data[0, 0] = math.nan
     with pytest.raises(RunError, match="weights are broken"):
-        check(TitleScorer(model, TRIE, 100))
+        check_scores(model, TRIE, 100, TRIAL)

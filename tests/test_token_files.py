@@ -6,6 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from conftest import TEST, TRAIN, bpe_tokenizer
+from transformers import ByT5Tokenizer
 
 from labor_llm.language import token_files
 from labor_llm.language.token_files import encode_once
@@ -60,6 +61,14 @@ def test_words_that_a_template_of_ones_own_imports_are_noticed(tmp_path, monkeyp
         (tmp_path / "own_words.py").write_text(text)
         encode_once(own, TRAIN, tmp_path / "tokens")
     assert len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+def test_tokenizers_written_in_python_are_told_apart(tmp_path):
+    for tokens in ([], [], ["Cooks"]):
+        tokenizer = ByT5Tokenizer()
+        tokenizer.add_tokens(tokens)
+        encode_once(CareerEncoder(tokenizer, ResumeTemplate(), Titles(), TRAIN.taxonomy), TRAIN, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import SPLIT_WORDS, bpe_tokenizer, chain_panel
+from tokenizers.processors import TemplateProcessing
+from transformers import ByT5Tokenizer
 
 from labor_llm.errors import DataError
 from labor_llm.language.backbones import ScratchBackbone
@@ -116,3 +118,58 @@ def test_lengths_and_starts_agree(encoder):
         header_text = encoder.tokenizer.decode(encoded.ids_T[start + len(encoder.prefix) : header])
         assert header_text == ResumeTemplate().headers(CAREERS)[int(np.searchsorted(encoded.career_starts, start))]
         assert header < encoded.prompt_ends[first]
+
+
+def with_tokens_around(template: str, *tokens: str):
+    """A tokenizer that puts tokens of its own before a text, and after it."""
+    tokenizer = bpe_tokenizer("llama", TEXTS)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    ids = list(zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "before"),
+    [
+        ("[gMASK] <sop> $A", ("[gMASK]", "<sop>"), 2),
+        ("[CLS] $A [SEP]", ("[CLS]", "[SEP]"), 1),
+        ("$A <s>", ("<s>",), 0),
+    ],
+)
+def test_all_tokens_that_a_tokenizer_puts_before_a_text_stand_there_once(template, tokens, before):
+    tokenizer = with_tokens_around(template, *tokens)
+    encoder = CareerEncoder(tokenizer, ResumeTemplate(), Titles(), CAREERS.taxonomy)
+    encoded = encoder.encode(CAREERS)
+    own = tokenizer(list(TEXTS))["input_ids"]
+    for ids, start, end in zip(own, encoded.career_starts[:-1], encoded.career_starts[1:], strict=True):
+        assert encoded.ids_T[start:end].tolist() == ids[: len(ids) - len(tokens) + before]
+    assert encoder.prefix == tuple(tokenizer.convert_tokens_to_ids(list(tokens[:before])))
+
+
+def test_a_tokenizer_whose_own_tokens_change_the_text_is_refused():
+    tokenizer = bpe_tokenizer("llama", TEXTS)
+    call = type(tokenizer).__call__
+
+    class Doubling(type(tokenizer)):
+        def __call__(self, texts, add_special_tokens=True, **kwargs):
+            return call(self, texts + texts if add_special_tokens else texts, **kwargs)
+
+    tokenizer.__class__ = Doubling
+    tokenizer.backend_tokenizer.add_tokens(["xx"])
+    with pytest.raises(DataError, match="Doubling cuts a text otherwise when it adds tokens of its own"):
+        CareerEncoder(tokenizer, ResumeTemplate(), Titles(), CAREERS.taxonomy)
+
+
+@pytest.mark.parametrize("label", [Titles(), Tokens()], ids=lambda label: label.name)
+def test_a_tokenizer_written_in_python_is_as_good(label):
+    tokenizer = ByT5Tokenizer()
+    encoder = CareerEncoder(tokenizer, ResumeTemplate(), label, CAREERS.taxonomy)
+    if isinstance(label, Tokens):
+        add_title_tokens(encoder)
+        encoder = CareerEncoder(tokenizer, ResumeTemplate(), label, CAREERS.taxonomy)
+        assert {len(ids) for ids in encoder.titles.values()} == {1}
+    encoded = encoder.encode(CAREERS)
+    for place, text in enumerate(ResumeTemplate().texts(CAREERS, label)):
+        ids = encoded.ids_T[slice(*encoded.career_starts[place : place + 2])]
+        assert tokenizer.decode(ids) == text

@@ -147,7 +147,10 @@ class Lora(Adapter):
             lora_dropout=self.dropout,
             trainable_token_indices=_embeddings(model, new_tokens),
         )
-        return _in_float32(get_peft_model(model, config))
+        try:
+            return _in_float32(get_peft_model(model, config))
+        except ValueError as error:
+            raise self._refused(model, error) from error
 
     def _gone_on_from(self, model: PeftModel) -> PreTrainedModel:
         """The adapter that the backbone is, trained further; its own rank and alpha hold."""
@@ -159,6 +162,15 @@ class Lora(Adapter):
             )
         logger.info("training goes on from it: its rank is %d, its alpha %g", config.r, config.lora_alpha)
         return _in_float32(model)
+
+    def _refused(self, model: PreTrainedModel, error: ValueError) -> ConfigError:
+        name = type(model).__name__
+        if self.dropout and "lora_dropout" in str(error):  # of experts whose matrices are packed into one tensor
+            return ConfigError(
+                f"adapter.dropout: {name} packs weights of its experts, where PEFT has LoRA without dropout only. "
+                f"Set adapter.dropout=0 (now {self.dropout:g})."
+            )
+        return ConfigError(f"adapter={self.name}: PEFT does not adapt {name} ({error}). Use adapter=none.")
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)

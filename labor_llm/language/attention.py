@@ -21,15 +21,34 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
-from labor_llm.errors import RunError
+from labor_llm.errors import LaborLLMError, RunError
 from labor_llm.language.blocks import block_attention
 from labor_llm.language.layers import fast_layers
 
-ADVICE = "Use another architecture: Llama, Qwen, Mistral, Gemma 1 or 3, GPT-2 or GPT-NeoX."
+ADVICE = "Use another architecture: Llama 2 or 3, Qwen 2 or 3, Mistral, Gemma 1 or 3, GPT-2 or GPT-NeoX."
 PACKED, TREE = "labor_llm_packed", "labor_llm_tree"
 
 BLOCK_ROWS = 64
 """Nodes below which several records share one call on a CPU, at the price of a mask."""
+
+
+def architecture(model: PreTrainedModel) -> str:
+    """Its name, without that of an adapter."""
+    return type(getattr(model, "get_base_model", lambda: model)()).__name__
+
+
+@contextmanager
+def attempting(model: PreTrainedModel, what: str) -> Iterator[None]:
+    """Turn an error of the model's own code into a RunError that says which architecture cannot do what."""
+    try:
+        yield
+    except (LaborLLMError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # any code of any architecture
+        reason = str(error).strip().splitlines() or [""]
+        raise RunError(
+            f"{architecture(model)} cannot {what} ({type(error).__name__}: {reason[0]}). {ADVICE}"
+        ) from error
 
 
 @contextmanager
@@ -39,9 +58,10 @@ def attending(model: PreTrainedModel, name: str, fast: bool = True) -> Iterator[
     ``fast``: other parts of its layers take the fast way of ``labor_llm.language.layers``, too.
     """
     before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    with attempting(model, "replace its attention"):
+        model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
-        raise RunError(f"{type(model).__name__} has attention of its own, which cannot be replaced. {ADVICE}")
+        raise RunError(f"{architecture(model)} has attention of its own, which cannot be replaced. {ADVICE}")
     try:
         with fast_layers(model) if fast else nullcontext():
             yield
@@ -66,6 +86,10 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each career of a single row, (1, T, H, D); ``career_starts`` includes the end T."""
     _refuse(module, softcap, s_aux)
+    if not career_starts:
+        raise RunError(
+            f"{type(module).__name__} is not told where careers begin: its model keeps it back. {ADVICE}"
+        )
     lengths = [end - start for start, end in pairwise(career_starts)]
     on_cpu = value.device.type == "cpu"
     in_blocks = on_cpu and not dropout and (sliding_window is None or max(lengths) <= sliding_window)
@@ -90,7 +114,7 @@ def packed_attention(
             )
             for q, k, v in zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
         ]
-    return torch.cat(read, dim=2).transpose(1, 2).to(value.dtype), None
+    return torch.cat(read, dim=2).transpose(1, 2).contiguous().to(value.dtype), None
 
 
 def _repeated(heads: Tensor, groups: int) -> Tensor:

@@ -221,7 +221,8 @@ class HubBackbone(Backbone):
         if self._adapter is not None:
             return self.base.skeleton(tokenizer)
         config = self._config()
-        config.vocab_size = max(config.vocab_size, len(tokenizer))
+        text = config.get_text_config()  # of a model that sees or hears, too
+        text.vocab_size = max(text.vocab_size, len(tokenizer))
         if self.dequantize:
             config.quantization_config = None
         with torch.device("meta"), self._checkpoint.reading("config"):

@@ -25,7 +25,7 @@ from labor_llm.language.batches import (
     TrainingBatches,
     ValidationBatches,
 )
-from labor_llm.language.checks import check_packing, check_scores
+from labor_llm.language.checks import check_reading, check_scores
 from labor_llm.language.loss import summed_nll
 from labor_llm.language.optimizers import (
     OptimizerName,
@@ -34,14 +34,15 @@ from labor_llm.language.optimizers import (
     give_back_memory,
     make_optimizer,
 )
+from labor_llm.language.residual_dropout import end_dropout
 from labor_llm.language.scoring import (
-    RealizedScoring,
     Scores,
     Scoring,
     tokens_per_pass,
 )
 from labor_llm.language.title_scorer import TitleScorer
 from labor_llm.language.tokens import EncodedCareers
+from labor_llm.language.trials import Trial
 from labor_llm.language.trie import TitleTrie
 from labor_llm.tracking import Tracker
 from labor_llm.training import LoopSettings, Precision, Training, predict_all, train_to_best
@@ -136,6 +137,9 @@ class FineTuning(Training):
         elif self.settings.gradient_checkpointing:
             _checkpointing(self.model, "disable")
 
+    def end_dropout(self) -> None:
+        end_dropout(self.model, self.layers if self.settings.gradient_checkpointing else ())
+
     def optimizer_step(self, *arguments: Any, **how: Any) -> None:
         """Update the weights; the gradients do not stand beside what the next step computes."""
         super().optimizer_step(*arguments, **how)
@@ -158,20 +162,29 @@ class FineTuning(Training):
         self.valid_records.update(batch["records"])
 
     def on_predict_start(self) -> None:
-        """Lay the trie out on the model's device, and check the scores of two careers the plain way."""
-        budget = tokens_per_pass(self.scoring, self.model.config.vocab_size)
+        """Lay the trie out on the model's device, and check the scores of a few careers the plain way."""
         loader = self.trainer.predict_dataloaders
         assert isinstance(loader, DataLoader)
-        batch: ScoringBatch = loader.dataset[len(loader) - 1]
-        self.scorer = TitleScorer(self.model, self.trie, budget, self.scoring.allowed_error)
+        assert isinstance(loader.dataset, ScoringBatches)
         with self.trainer.precision_plugin.predict_step_context():
-            check_scores(self.scorer, batch["careers"].to(self.device))
+            self._check_scores(Trial.of(loader.dataset.encoded, room=0))
+        budget = tokens_per_pass(self.scoring, vocabulary_of(self.model))
+        self.scorer = TitleScorer(self.model, self.trie, budget, self.scoring.allowed_error)
+
+    def check(self, trial: Trial) -> None:
+        """A RunError if the model cannot be trained and then scored, or not rightly: what both need is tried."""
+        check_reading(self.model, trial, self.settings.layout)
+        self._check_scores(trial)
+
+    def _check_scores(self, trial: Trial) -> None:
+        budget = tokens_per_pass(self.scoring, vocabulary_of(self.model))
+        check_scores(self.model, self.trie if self.scoring.all_titles else None, budget, trial)
 
     def predict_step(self, batch: ScoringBatch, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """The places of the batch's records in the table, their scores, and what was not expanded of them."""
         careers = batch["careers"]
-        realised_only = isinstance(self.scoring, RealizedScoring)
-        scores = self.scorer.score_realised(careers) if realised_only else self.scorer.score(careers)
+        score = self.scorer.score if self.scoring.all_titles else self.scorer.score_realised
+        scores = score(careers)
         return batch["records_Q"], scores.raw_QJ, scores.unexpanded_Q
 
     def configure_optimizers(self) -> Any:
@@ -202,11 +215,14 @@ def fine_tune(
 ) -> None:
     """``train_to_best`` for a language model, with the attention that its settings ask for."""
     module.train()  # a loaded model comes without dropout
-    if module.settings.layout == "packed":
-        check_packing(module.model, train.encoded)
     packed, fast = module.settings.layout == "packed", not module.settings.compile
     with attending(module.model, PACKED, fast) if packed else nullcontext():
         train_to_best(module, train, valid, tracker, folder, progress)
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Tokens that the model gives logits for."""
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _checkpointing(model: PreTrainedModel, change: Literal["enable", "disable"], *arguments: Any) -> None:
@@ -228,8 +244,7 @@ def score_careers(
     ``realised_N`` holds the place of each record's occupation among the trie's titles, -1 where it is outside.
     """
     module.trie, module.scoring = trie, scoring
-    budget = tokens_per_pass(scoring, module.model.config.vocab_size)
-    batches = ScoringBatches(encoded, realised_N, budget)
+    batches = ScoringBatches(encoded, realised_N, tokens_per_pass(scoring, vocabulary_of(module.model)))
     in_float32 = all(parameter.dtype == torch.float32 for parameter in module.parameters())
     precision = "32-true" if in_float32 else module.settings.resolved_precision
     scored = predict_all(module, batches, precision, progress)

@@ -5,6 +5,7 @@ entries of a tile.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ IGNORED = -100
 """Label of a token that carries no loss."""
 ROWS = 1024
 """Tokens of a tile: every pass over that many reads the whole projection once."""
+FEW = 4
+"""Tokens on which it is tried what a model does to its logits."""
 COLUMNS = 4096
 """Vocabulary entries of a tile on a CPU, whose cache holds its logits; a GPU takes the whole vocabulary."""
 
@@ -24,8 +27,7 @@ def summed_nll(model: PreTrainedModel, inputs: dict[str, Any], labels_BL: Tensor
     targets_BL = labels_BL[:, 1:]
     labelled = targets_BL != IGNORED
     bare = getattr(model, "get_base_model", lambda: model)()
-    head = bare.get_output_embeddings()
-    if not _is_matrix(head) or _reshapes_logits(bare.config):
+    if not projects(bare, inputs):
         if len(labels_BL) == 1:  # one row: only the labelled tokens are projected
             places = labelled[0].nonzero()[:, 0]
             logits = model(**inputs, use_cache=False, logits_to_keep=places).logits[0]
@@ -33,8 +35,22 @@ def summed_nll(model: PreTrainedModel, inputs: dict[str, Any], labels_BL: Tensor
             logits = model(**inputs, use_cache=False).logits[:, :-1][labelled]
         return cross_entropy(logits.float(), targets_BL[labelled], reduction="sum")
     hidden_BLE = bare.base_model(**inputs, use_cache=False).last_hidden_state
+    head = bare.get_output_embeddings()
     nll: Tensor = _ProjectedLoss.apply(hidden_BLE[:, :-1][labelled], head.weight, targets_BL[labelled])
     return nll
+
+
+def projects(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+    """Whether the logits are the hidden states times the output embeddings, and no more: tried once a model.
+
+    Some architectures cap or scale their logits, each by a setting of its own name.
+    """
+    if model not in _PROJECTS:
+        _PROJECTS[model] = _is_matrix(model.get_output_embeddings()) and _only_projects(model, inputs)
+    return _PROJECTS[model]
+
+
+_PROJECTS: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def _is_matrix(head: Any) -> bool:
@@ -42,12 +58,34 @@ def _is_matrix(head: Any) -> bool:
     return type(head) is torch.nn.Linear and head.bias is None
 
 
-def _reshapes_logits(config: Any) -> bool:
-    """Whether the model does more to its logits than multiply by the output embeddings."""
-    config = config.get_text_config()
-    return any(
-        getattr(config, name, None) for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+@torch.no_grad()
+def _only_projects(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+    """Compare the hidden states with what the head reads, and what it gives with the logits, on a few tokens."""
+    states: list[Any] = []
+    hooks = (
+        model.base_model.register_forward_hook(
+            lambda _, __, out: states.append(getattr(out, "last_hidden_state", None))
+        ),
+        model.get_output_embeddings().register_forward_hook(lambda _, read, out: states.extend((*read, out))),
     )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # a resumed run drops what one that was not interrupted does
+        logits = model(**_first_tokens(inputs), use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    if len(states) != 3 or states[0] is None or states[2] is None:
+        return False
+    last, read, out = states
+    return torch.equal(last, read) and torch.equal(out.float(), logits.float())
+
+
+def _first_tokens(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of the first few tokens."""
+    ids = inputs["input_ids"][:1, :FEW]
+    if "career_starts" not in inputs:
+        return {"input_ids": ids}
+    places = inputs["position_ids"][:, :FEW]
+    return {"input_ids": ids, "position_ids": places, "career_starts": [0, ids.shape[1]]}
 
 
 class _ProjectedLoss(torch.autograd.Function):

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from labor_llm.errors import ConfigError
+from labor_llm.errors import ConfigError, LaborLLMError
 from labor_llm.language.activations import Activations, count_activations
 from labor_llm.language.adapters import Adapter, Lora
 from labor_llm.language.backbones import Backbone
@@ -263,10 +263,24 @@ def longest(lengths_P: NDArray[np.int64], careers: int) -> tuple[int, ...]:
 
 
 def check_memory(plan: Plan) -> None:
-    """Log the estimate; a ConfigError with what would make the run fit if it does not."""
+    """Log the estimate; a ConfigError with what would make the run fit if it does not.
+
+    Of an architecture whose layers cannot be counted nothing is known: it is tried.
+    """
     settings = plan.settings
-    with torch.random.fork_rng():  # the model's weights are drawn next
-        estimate = plan.estimate
+    try:
+        with torch.random.fork_rng():  # the model's weights are drawn next
+            estimate = plan.estimate
+    except LaborLLMError:
+        raise
+    except Exception as error:  # any code of any architecture
+        logger.warning(
+            "memory is not estimated: the layers of %s cannot be counted (%s: %s)",
+            plan.backbone.name,
+            type(error).__name__,
+            error,
+        )
+        return
     free = free_memory(plan.device, 1 if settings.on_gpu else settings.devices)
     purpose = f"training {estimate.training / GB:.2f}, " if plan.adapter.trains else ""
     logger.info(

@@ -21,23 +21,20 @@ SPREAD = 0.3
 
 
 @contextmanager
-def in_float32(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model itself if all its weights stand here in float32, else its probe.
-
-    Within the context nothing is rounded to bfloat16 or TF32, and nothing is dropped.
-    """
+def exactly(model: PreTrainedModel) -> Iterator[None]:
+    """Let nothing be rounded to bfloat16 or TF32 within the context, and nothing be dropped."""
     training, precision = model.training, torch.get_float32_matmul_precision()
-    exact = model.eval() if _stands_in_float32(model) else probe_of(model)
+    model.eval()
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(model.device.type, enabled=False):
-            yield exact
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
         model.train(training)
 
 
-def _stands_in_float32(model: PreTrainedModel) -> bool:
+def stands_in_float32(model: PreTrainedModel) -> bool:
     """Whether no weight has another type or is sharded over devices, which may compute in another type."""
     return all(value.dtype == torch.float32 and not isinstance(value, DTensor) for value in model.parameters())
 
@@ -49,7 +46,10 @@ def probe_of(model: PreTrainedModel) -> PreTrainedModel:
     """
     bare = getattr(model, "get_base_model", lambda: model)()
     config = deepcopy(bare.config)
-    _shorten(config.get_text_config())
+    for part in (config.get_text_config(), *(getattr(config, name, None) for name in config.sub_configs)):
+        if getattr(part, "num_hidden_layers", None):
+            _shorten(part)
+            part.dtype = torch.float32
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), model.device:
         torch.manual_seed(0)

@@ -1,9 +1,11 @@
-"""Dropout of a language model's embeddings and of what each layer adds to them, in any architecture.
+"""Dropout of a language model's embeddings and of what each layer adds to them, in any architecture; and its end.
 
 Some architectures have this dropout, and their configuration sets its share. To others forward hooks add it:
 before the first layer, and after the two parts of each layer whose output is added.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,6 +57,33 @@ def add_dropout(model: PreTrainedModel, share: float) -> None:
             part = layer.get_submodule(name)
             part.add_module("dropout_of_output", Dropout(share))
             part.register_forward_hook(_dropped_output)
+
+
+def end_dropout(model: nn.Module, recomputed: Iterable[nn.Module] = ()) -> None:
+    """Let a model drop nothing while it is trained further: not in modules, nor where it calls a function itself.
+
+    Such functions go by ``training``, which is off from here on. Layers that are ``recomputed`` for their
+    gradients ask it whether they are: it stays on, but for what is recomputed.
+    """
+    model.eval()
+    layer: Any
+    for layer in recomputed:
+        layer.training = True
+        recompute = layer._gradient_checkpointing_func
+        if getattr(recompute, "func", None) is not _recomputed:
+            layer._gradient_checkpointing_func = partial(_recomputed, layer, recompute)
+
+
+def _recomputed(layer: nn.Module, recompute: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
+    return recompute(partial(_evaluated, layer, forward), *args)
+
+
+def _evaluated(layer: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    layer.training = False
+    try:
+        return forward(*args)
+    finally:
+        layer.training = True
 
 
 def _drops(model: PreTrainedModel, layers: list[nn.Module], share: float) -> bool:

@@ -33,6 +33,11 @@ class Scoring:
         """How far the probability of any set of titles may be from the exact one."""
         return 0.0
 
+    @property
+    def all_titles(self) -> bool:
+        """Whether the titles of the choice set are scored, or only those that stand in the careers."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class ExactScoring(Scoring):
@@ -63,6 +68,10 @@ class RealizedScoring(Scoring):
     """Only the occupation that was realised, before normalisation: one forward pass per career."""
 
     name: str = "realized"
+
+    @property
+    def all_titles(self) -> bool:
+        return False
 
 
 def tokens_per_pass(scoring: Scoring, vocabulary: int) -> int:
@@ -95,25 +104,6 @@ class PackedCareers:
             self.prompt_ends_Q.to(device),
             self.title_ends_Q.to(device),
             self.realised_Q.to(device),
-        )
-
-    def few(self) -> "PackedCareers":
-        """The first and the last career, each with its first, a middle and its last record."""
-        spans, kept, starts = [], [], [0]
-        for career in (0, len(self.career_starts) - 2):
-            records = (self.careers_Q == career).nonzero()[:, 0]
-            start, end = self.career_starts[career : career + 2]
-            kept += [(int(records[place]), starts[-1] - start) for place in (0, len(records) // 2, -1)]
-            spans.append(self.ids_T[start:end])
-            starts.append(starts[-1] + end - start)
-        records, shifts = (torch.tensor(part, device=self.ids_T.device) for part in zip(*kept, strict=True))
-        return PackedCareers(
-            ids_T=torch.cat(spans),
-            career_starts=starts,
-            careers_Q=torch.tensor([0, 0, 0, 1, 1, 1], device=self.ids_T.device),
-            prompt_ends_Q=self.prompt_ends_Q[records] + shifts,
-            title_ends_Q=self.title_ends_Q[records] + shifts,
-            realised_Q=self.realised_Q[records],
         )
 
     @property

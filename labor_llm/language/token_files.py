@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import transformers
+from transformers import PreTrainedTokenizerBase
 
 from labor_llm.careers import Careers
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers
@@ -52,13 +53,23 @@ def _write(encoded: EncodedCareers, home: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _content(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides how a tokenizer cuts a text; one written in Python has its files for that."""
+    if tokenizer.is_fast:
+        return str(tokenizer.backend_tokenizer.to_str())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return "\n".join(f"{path.name}: {path.read_bytes()!r}" for path in files)
+
+
 def _key(encoder: CareerEncoder, careers: Careers) -> str:
     """Changes with anything that decides about the tokens: data, wording, tokenizer, code."""
     parts = [
         careers.fingerprint,
         repr(encoder.template),
         repr(encoder.label),
-        encoder.tokenizer.backend_tokenizer.to_str(),
+        _content(encoder.tokenizer),
         repr(encoder.prefix),
         code_hash(CareerEncoder, type(encoder.template), type(encoder.label)),
         tokenizers.__version__,

@@ -203,10 +203,15 @@ class CareerEncoder:
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer itself puts before a text: the beginning-of-text token, or nothing."""
-    bos = tokenizer.bos_token_id
-    starts_with_bos = bos is not None and tokenizer("x")["input_ids"][0] == bos
-    return (bos,) if starts_with_bos else ()
+    """What the tokenizer itself puts before a text: a beginning-of-text token, several tokens, or nothing."""
+    bare, whole = (tuple(tokenizer("x", add_special_tokens=own)["input_ids"]) for own in (False, True))
+    for place in range(len(whole) - len(bare) + 1):
+        if whole[place : place + len(bare)] == bare:
+            return whole[:place]
+    raise DataError(
+        f"the tokenizer {type(tokenizer).__name__} cuts a text otherwise when it adds tokens of its own: it makes "
+        f"{whole} of 'x', and {bare} without them. Use another tokenizer."
+    )
 
 
 def _places(values: pl.Series, unique: pl.Series) -> NDArray[np.int64]:

@@ -29,6 +29,7 @@ from labor_llm.language.states import prompt_states
 from labor_llm.language.title_tokens import add_title_tokens, start_from_means
 from labor_llm.language.token_files import encode_once
 from labor_llm.language.tokens import CareerEncoder, EncodedCareers, Ids
+from labor_llm.language.trials import Trial
 from labor_llm.language.trie import TitleTrie
 from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities, choice_indices
@@ -119,6 +120,7 @@ class LanguageModel(OccupationModel):
             settings.layout,
         )
         self._module = FineTuning(model, settings, settings.max_epochs * batches.steps, self.seed)
+        self._module.trie, self._module.scoring = self._trie, self.scoring
         logger.info(
             "fine-tuning %s on %d careers: trains %.1f of %.1f million weights",
             self.name,
@@ -129,6 +131,7 @@ class LanguageModel(OccupationModel):
         titles = {self._encoder.titles[code] for code in self.choice_set}  # others count in no perplexity
         validation = validation.with_targets(titles)
         held_out = ValidationBatches(validation, settings.micro_batch_size, settings.layout)
+        self._module.check(Trial.of(training, context_of(model) - self._longest_title))
         fine_tune(self._module, batches, held_out, workspace.tracker, workspace.folder, workspace.progress)
 
     def _start(self, train: Careers) -> dict[int, Ids]:
@@ -225,7 +228,13 @@ class LanguageModel(OccupationModel):
         self.adapter.save(self._module.model, folder)
         self._encoder.tokenizer.save_pretrained(folder)
         revision = getattr(self._module.model.config, "_commit_hash", None)
-        facts = {"titles": self._encoder.fingerprint, "revision": revision, "prompt": self._encoder.prompt}
+        encoder = self._encoder
+        facts = {
+            "titles": encoder.fingerprint,
+            "prefix": encoder.prefix,
+            "revision": revision,
+            "prompt": encoder.prompt,
+        }
         (folder / self.file).write_text(json.dumps(facts))
 
     def _load(self, folder: Path) -> None:
@@ -233,7 +242,8 @@ class LanguageModel(OccupationModel):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         told = tuple(facts.get("prompt", ()))  # the first version wrote none
         self._encoder = CareerEncoder(tokenizer, self.template, self.label, self.taxonomy, told)
-        if self._encoder.fingerprint != facts["titles"]:
+        prefix = tuple(facts.get("prefix", self._encoder.prefix))  # the first versions wrote none
+        if (self._encoder.fingerprint, self._encoder.prefix) != (facts["titles"], prefix):
             raise RunError(
                 f"the tokenizer in {folder} no longer gives the token ids that the model was trained with. "
                 "It was changed, or this version of transformers reads it otherwise (see environment.txt)."
