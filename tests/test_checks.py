@@ -186,7 +186,7 @@ def test_a_length_that_only_a_long_career_crosses_is_tried(layout):
     check_reading(turning_otherwise_beyond(trial.longest), trial, layout)
     for tokens in (lengths[-1] - 1, lengths[-1] + 10):  # test persons may have longer careers
         with pytest.raises(
-            RunError, match="LlamaForCausalLM .*reads a short text otherwise as soon as a long one"
+            RunError, match=r"LlamaForCausalLM .*reads a short text otherwise as soon as a long one"
         ):
             check_reading(turning_otherwise_beyond(tokens), trial, layout)
     check_packing(turning_otherwise_beyond(lengths[-1] + 10), ENCODED)
@@ -238,7 +238,7 @@ def test_only_what_scoring_needs_is_tried():
     model = llama()
     model.lm_head.register_forward_hook(lambda _, __, logits: logits if logits.shape[1] > 3 else logits * 1.1)
     check_scores(llama(), None, 100, TRIAL)
-    with pytest.raises(RunError, match="gives .* nats for 2 tokens of a title"):
+    with pytest.raises(RunError, match=r"gives .* nats for 2 tokens of a title"):
         check_scores(model, None, 100, TRIAL)
 
 
