@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import sys
 import traceback
 from argparse import Namespace
@@ -57,22 +58,35 @@ class JobFailedError(CompactHydraException):
 
 
 def main() -> int:
-    """Answer a command line; 0 if all went well, 2 for a mistake of the user, 130 if interrupted."""
+    """Answer a command line; 0 if all went well, 2 for a mistake of the user, 130 if interrupted, 143 if ended."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as peft imports it, it warns of missing kernels
     wait_asleep()
     try:
         return _answer(sys.argv[1:])
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns an interrupt of training into SystemExit.
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        how, status = _stopped(stop)
+        if not how:
             raise
-        _say("interrupted; the same command goes on from what was saved")
-        return 130
+        _say(f"{how}; the same command goes on from what was saved")
+        return status
     except (LaborLLMError, HydraException) as error:
         if _wants_traceback():
             raise
         _say(str(error))
         return 2
+
+
+def _stopped(stop: BaseException) -> tuple[str, int]:
+    """How the user or the system stopped the program, and the exit status; empty if it ended by itself.
+
+    While Lightning trains or predicts, it turns an interrupt and SIGTERM into SystemExit.
+    """
+    if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    lightning = sys.modules.get("pytorch_lightning.utilities.exceptions")
+    if lightning is not None and isinstance(stop, lightning.SIGTERMException):
+        return "ended by SIGTERM", 128 + signal.SIGTERM
+    return "", 0
 
 
 def wait_asleep() -> None:

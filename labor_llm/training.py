@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, Mod
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 from transformers.utils import logging as transformers_logging
@@ -165,6 +166,11 @@ class Training(L.LightningModule):
         self.recompute(False)
         for layer in self.layers:
             layer._compiled_call_impl = None
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Stop before the next batch if the process is to end; Lightning itself looks only while it trains."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout follows from the seed and the place in training, so that a resumed run repeats it.
@@ -395,10 +401,13 @@ class ResumePoint(Checkpoint):
         trainer.should_stop = trainer.should_stop or out_of_patience
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        batches = trainer.fit_loop.epoch_loop.batch_idx + 1
-        stepped = batches % trainer.accumulate_grad_batches == 0
-        validates = batches % int(trainer.val_check_batch or 1) == 0
-        if stepped and trainer.global_step % self.every == 0 and not validates:
+        if trainer.global_step % self.every == 0 and _can_resume_here(trainer):
+            self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Keep the steps since the last checkpoint when the process is to end; Lightning lets a batch finish."""
+        ends = isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING
+        if ends and trainer.world_size == 1 and _can_resume_here(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -406,6 +415,15 @@ class ResumePoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
+
+
+def _can_resume_here(trainer: L.Trainer) -> bool:
+    """Whether the last batch completed a step, and neither a validation nor the end of an epoch follows."""
+    loop = trainer.fit_loop.epoch_loop
+    batches = loop.batch_idx + 1
+    stepped = batches % trainer.accumulate_grad_batches == 0
+    validates = batches % int(trainer.val_check_batch or 1) == 0
+    return stepped and not validates and not loop.batch_progress.is_last_batch
 
 
 def _fitting_callbacks(settings: LoopSettings, folder: Path, monitor: str) -> list[Callback]:

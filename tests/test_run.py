@@ -494,21 +494,26 @@ def test_an_empty_part_is_refused(config):
         run(config("run", "model=markov", "+dataset.split.valid=0", "+dataset.split.test=0.3"))
 
 
-def test_killed_in_the_middle_it_resumes_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_in_the_middle_it_resumes_to_the_same_weights(tmp_path, how):
+    """SIGTERM is what Slurm, ``timeout`` and ``docker stop`` send: training ends after a step, which is kept."""
+
     def command(outputs):
         arguments = [*TINY, "trainer.max_epochs=6", "trainer.checkpoint_every=5", "tracker=jsonl"]
         return [sys.executable, "-m", "labor_llm", "run", f"outputs={outputs}", *arguments]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    killed = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list((tmp_path / "killed").glob("*/*/*/checkpoints/last.ckpt")):
+    stopped = subprocess.Popen(command(tmp_path / "stopped"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "stopped").glob("*/*/*/checkpoints/last.ckpt")):
         time.sleep(0.05)
-        assert killed.poll() is None
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not run_folders(tmp_path / "killed")
-    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True)
-    (whole,), (resumed,) = run_folders(tmp_path / "whole"), run_folders(tmp_path / "killed")
+        assert stopped.poll() is None
+    os.kill(stopped.pid, how)
+    said = stopped.communicate()[1].decode()
+    assert stopped.returncode == (143 if how == signal.SIGTERM else -how)
+    assert ("ended by SIGTERM; the same command goes on" in said) == (how == signal.SIGTERM)
+    assert not run_folders(tmp_path / "stopped")
+    subprocess.run(command(tmp_path / "stopped"), check=True, capture_output=True)
+    (whole,), (resumed,) = run_folders(tmp_path / "whole"), run_folders(tmp_path / "stopped")
     expected = load_file(whole / "model" / "model.safetensors")
     for name, value in load_file(resumed / "model" / "model.safetensors").items():
         assert value.equal(expected[name]), name
