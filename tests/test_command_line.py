@@ -329,7 +329,7 @@ def test_an_unknown_verb_has_its_near_miss(type_in):
 def started(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, *words], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
 
 
