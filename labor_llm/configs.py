@@ -28,6 +28,7 @@ from omegaconf.errors import (
 )
 
 from labor_llm.errors import ConfigError, unknown
+from labor_llm.paths import from_home
 
 MODEL_PARTS = {"backbone", "adapter", "template", "label", "prompt", "scoring", "trainer"}
 """Sections of a run that matter only as far as its model refers to them."""
@@ -56,7 +57,7 @@ class UserFolder(SearchPathPlugin):
 @contextmanager
 def user_folder(folder: str | None) -> Iterator[None]:
     """Within the block, entries of ``folder`` add to ours and replace those of the same name."""
-    path = Path(folder).expanduser().resolve() if folder else None
+    path = from_home(Path(folder)).resolve() if folder else None
     if path is not None and not path.is_dir():
         raise ConfigError(f"--config-dir: there is no folder {folder!r}")
     Plugins.instance().register(UserFolder)
@@ -71,6 +72,15 @@ def quoted(text: str) -> str:
     """``text`` as a value of Hydra's override grammar that OmegaConf reads back as the same text."""
     literal = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
     return QuotedString(literal, Quote.single).with_quotes()
+
+
+def is_readable(word: str) -> bool:
+    """Whether Hydra's grammar can read an override."""
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return False
+    return True
 
 
 def one_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import polars as pl
 
 from labor_llm import errors
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
 
 COLUMNS = ("code", "title", "kind")
 KINDS = ("occupation", "state")
@@ -80,7 +81,7 @@ class Taxonomy:
     @classmethod
     def named(cls, name: str) -> Self:
         """A packaged taxonomy, or that of a CSV file if the name ends so."""
-        return cls.from_csv(Path(name).expanduser()) if name.endswith(".csv") else cls.packaged(name)
+        return cls.from_csv(from_home(Path(name))) if name.endswith(".csv") else cls.packaged(name)
 
     def to_json(self) -> str:
         """The whole taxonomy as text, for the metadata of a file; ``from_json`` reads it."""

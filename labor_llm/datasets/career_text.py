@@ -29,6 +29,7 @@ from labor_llm import errors
 from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
 from labor_llm.splits import Split
 from labor_llm.taxonomy import Taxonomy
 
@@ -66,7 +67,7 @@ class CareerText:
     """Settings of text files of the CAREER reference code."""
 
     name: str = "career_text"
-    raw: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    raw: Annotated[Path, AfterValidator(from_home)] | None = None
     """The folder with the files."""
     taxonomy: str | None = None
     """Of which the job tokens are codes: a packaged name, or the path of a CSV file with the columns code, title
@@ -89,7 +90,7 @@ class CareerText:
     @property
     def files(self) -> list[Path]:
         """Every file of the format that the folder has, and the taxonomy if it is a file."""
-        own = [Path(self.taxonomy).expanduser()] if self.taxonomy and self.taxonomy.endswith(".csv") else []
+        own = [from_home(Path(self.taxonomy))] if self.taxonomy and self.taxonomy.endswith(".csv") else []
         return own if self.raw is None else [*(self.raw / name for name in _names() if self._has(name)), *own]
 
     def parts(self, report: Report) -> Iterator[Careers]:

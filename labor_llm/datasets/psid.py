@@ -41,6 +41,7 @@ from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import careers_of
 from labor_llm.datasets.variables import Variables
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
 from labor_llm.schemes import Target
 from labor_llm.splits import SplitByPerson
 
@@ -77,7 +78,7 @@ class Psid:
     """Settings of the PSID."""
 
     name: str = "psid"
-    raw: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    raw: Annotated[Path, AfterValidator(from_home)] | None = None
     """A folder with the packaged files, zipped or not; or a Data Center job of all individuals."""
     taxonomy: Target = "occ1990dd"
     first_wave: int = Field(default=1981, ge=1968, le=2021)

@@ -17,6 +17,7 @@ from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
 from labor_llm.datasets.table_files import guarded, readable, scanned
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
 from labor_llm.schemes import SCHEMES, Target
 from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
@@ -32,7 +33,7 @@ class Table:
     """Settings of a table with the columns of a careers table, under its names or one's own."""
 
     name: str
-    raw: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    raw: Annotated[Path, AfterValidator(from_home)] | None = None
     """The file: .csv, .csv.gz, .csv.xz, .parquet, .dta or .xlsx."""
     origin: str = ""
     """Where such a file comes from: said when ``raw`` is not given."""
@@ -68,7 +69,7 @@ class Table:
     @property
     def files(self) -> list[Path]:
         """The table, and the taxonomy if it is a file."""
-        own = [Path(self.taxonomy).expanduser()] if self.taxonomy.endswith(".csv") else []
+        own = [from_home(Path(self.taxonomy))] if self.taxonomy.endswith(".csv") else []
         return own if self.raw is None else [self.raw, *own]
 
     def parts(self, report: Report) -> Iterator[Careers]:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import polars as pl
 
+from labor_llm import parquet_files
 from labor_llm.errors import ConfigError, DataError
 
 ENDINGS = (".csv", ".csv.gz", ".csv.xz", ".parquet", ".dta", ".xlsx")
@@ -42,17 +43,18 @@ def scanned(path: Path, missing: list[str], words: Collection[str]) -> Iterator[
     if in_memory is not None:
         yield in_memory.lazy()
     elif path.suffix.lower() == ".parquet":
-        yield pl.scan_parquet(path)
+        yield parquet_files.scanned(path)
     elif path.stat().st_size <= IN_MEMORY:
         with readable(path):
-            table = pl.read_csv(path, infer_schema=False, null_values=missing)
+            table = pl.read_csv(path.absolute(), glob=False, infer_schema=False, null_values=missing)
         yield table.lazy()
     else:
         with tempfile.TemporaryDirectory(prefix="labor-llm-") as folder:
             copy = Path(folder) / "table.parquet"
             with readable(path):
-                pl.scan_csv(path, infer_schema=False, null_values=missing).sink_parquet(copy)
-            yield pl.scan_parquet(copy)
+                scan = pl.scan_csv(path.absolute(), glob=False, infer_schema=False, null_values=missing)
+                scan.sink_parquet(copy)
+            yield parquet_files.scanned(copy)
 
 
 def guarded(path: Path, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -90,9 +92,9 @@ def _xz(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
 def _stata(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
     """Numbers and text as Stata holds them; labels in place of numbers where words are wanted."""
     try:
-        frame = pd.read_stata(path, convert_categoricals=False, convert_dates=False)
+        frame = pd.read_stata(path.absolute(), convert_categoricals=False, convert_dates=False)
         wanted = [name for name in frame.columns if name in set(words)]
-        labels = pd.read_stata(path, columns=wanted, convert_dates=False) if wanted else frame[[]]
+        labels = pd.read_stata(path.absolute(), columns=wanted, convert_dates=False) if wanted else frame[[]]
     except (ValueError, OSError, KeyError, struct.error) as error:
         raise DataError(f"{path} is not readable as Stata file: {error}") from error
     texts = {name: labels[name].astype("string") for name in wanted}
@@ -102,7 +104,7 @@ def _stata(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFra
 def _excel(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
     """The first sheet, as text."""
     try:
-        table = pl.read_excel(path, infer_schema_length=0)
+        table = pl.read_excel(path.read_bytes(), infer_schema_length=0)
     except ModuleNotFoundError as error:
         raise ConfigError(f"Excel files need a package: pip install 'labor-llm[excel]' ({error})") from error
     except Exception as error:  # the reader of Excel files has errors of its own
