@@ -125,7 +125,7 @@ def write_parts(parts: Iterable[Careers], path: Path) -> str:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        facts = _write_parts(parts, partial)
+        facts = _write_parts(parts, partial.absolute())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -134,10 +134,7 @@ def write_parts(parts: Iterable[Careers], path: Path) -> str:
 
 def _write_parts(parts: Iterable[Careers], path: Path) -> dict[str, str]:
     """Write parts while the next ones are being read; returns the file's facts."""
-    path, schema = (
-        path.absolute(),
-        pl.DataFrame(schema=COLUMNS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema,
-    )
+    schema = pl.DataFrame(schema=COLUMNS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
     fingerprint = Fingerprint()
     last: Careers | None = None
     done: Future[None] | None = None

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from labor_llm import errors
 from labor_llm.careers import Careers
 from labor_llm.columns import COLUMNS, REQUIRED, TEXT
+from labor_llm.datasets.identifiers import identifiers
 from labor_llm.datasets.in_parts import by_person
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
@@ -86,10 +87,12 @@ class Table:
             unused = [name for name in names if name not in fields.values()]
             if unused:
                 report.note(f"columns of {self.raw.name} that are not used: {', '.join(unused)}")
-            person = _as_text(fields["person_id"], schema[fields["person_id"]])
-            records = scan.select(pl.len()).collect(engine="streaming").item()
-            for part in guarded(self.raw, by_person(scan.with_row_index(ROW, offset=1), person, records)):
-                yield self._careers(self._renamed(part, fields), report)
+            column, numbered = fields["person_id"], scan.with_row_index(ROW, offset=1)
+            with readable(self.raw):
+                person = identifiers(numbered, column, schema[column], ROW, report)
+                records = scan.select(pl.len()).collect(engine="streaming").item()
+            for part in guarded(self.raw, by_person(numbered, person, records)):
+                yield self._careers(self._renamed(part.with_columns(person.alias(column)), fields), report)
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> its column in the file, for all fields that the file has; nothing of ours is unexpected."""
