@@ -35,6 +35,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from labor_llm.careers import Careers
+from labor_llm.columns import OLDEST
 from labor_llm.datasets.psid_codes import recoded
 from labor_llm.datasets.psid_files import DataFile, data_files
 from labor_llm.datasets.report import Report
@@ -325,12 +326,13 @@ def _most_frequent(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _constant(years: pl.DataFrame) -> pl.DataFrame:
-    """The ethnicity that is known first, for all years; no birth year if it lies after the first record."""
+    """The ethnicity that is known first, for all years; no birth year that makes an age impossible."""
     years = years.sort("person_id", "year")
-    first_year, ethnicity = pl.col("year").min().over("person_id"), pl.col("ethnicity").drop_nulls().first()
+    ethnicity = pl.col("ethnicity").drop_nulls().first()
+    ages = pl.col("year") - pl.col("birth_year")
     return years.with_columns(
         ethnicity=ethnicity.over("person_id"),
-        birth_year=pl.when(pl.col("birth_year") <= first_year).then("birth_year"),
+        birth_year=pl.when(ages.is_between(0, OLDEST).all().over("person_id")).then("birth_year"),
     )
 
 

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from labor_llm import errors
 from labor_llm.careers import Careers
-from labor_llm.columns import COLUMNS, REQUIRED, TEXT
+from labor_llm.columns import COLUMNS, REQUIRED, TEXT, as_numbers
 from labor_llm.datasets.identifiers import identifiers
 from labor_llm.datasets.in_parts import by_person
 from labor_llm.datasets.report import Report
@@ -79,7 +79,8 @@ class Table:
             origin = f" {self.origin}" if self.origin else ""
             raise ConfigError(f"dataset {self.name!r} has no file: give one with dataset.raw=PATH.{origin}")
         words = {self.columns.get(name) or name for name in (*TEXT[1:], STATUS)}
-        with scanned(self.raw, self.missing, words) as scan:
+        dates = {self.columns.get(name) or name for name in ("year", "birth_year")}
+        with scanned(self.raw, self.missing, words, dates) as scan:
             with readable(self.raw):
                 schema = scan.collect_schema()
             names = schema.names()
@@ -142,7 +143,7 @@ class Table:
 
     def _numbers(self, table: pl.DataFrame, field: str) -> pl.DataFrame:
         """The table with a field as numbers; DataError if a value is none."""
-        numbers = table[field].cast(pl.Float64, strict=False)
+        numbers = as_numbers(table[field])
         wrong = table.filter(numbers.is_null() & table[field].is_not_null())
         if not wrong.is_empty():
             value, row = wrong.select(field, ROW).row(0)

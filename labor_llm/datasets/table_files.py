@@ -23,11 +23,14 @@ IN_MEMORY = 100_000_000
 
 
 @contextmanager
-def scanned(path: Path, missing: list[str], words: Collection[str]) -> Iterator[pl.LazyFrame]:
+def scanned(
+    path: Path, missing: list[str], words: Collection[str], dates: Collection[str]
+) -> Iterator[pl.LazyFrame]:
     """The file as a scan; DataError if it is absent, of another kind or broken.
 
     All columns of a CSV or Excel file are text, since leading zeros count. Stata writes answers as numbers with
-    labels: the columns named in ``words`` get the labels, all others keep the numbers.
+    labels: the columns named in ``words`` get the labels, all others keep the numbers. It also writes dates as
+    numbers: those of ``dates`` become dates.
     """
     if not path.is_file():
         raise DataError(f"dataset.raw: no file at {path.absolute()}")
@@ -39,7 +42,7 @@ def scanned(path: Path, missing: list[str], words: Collection[str]) -> Iterator[
         _check_separator(path)
     with readable(path):
         read = READERS.get(path.suffix.lower())
-        in_memory = None if read is None else read(path, missing, words)
+        in_memory = None if read is None else read(path, missing, words, dates)
     if in_memory is not None:
         yield in_memory.lazy()
     elif path.suffix.lower() == ".parquet":
@@ -85,23 +88,25 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is not readable as {path.suffix.lower()} file: {error}") from error
 
 
-def _xz(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
+def _xz(path: Path, missing: list[str], words: Collection[str], dates: Collection[str]) -> pl.DataFrame:
     return pl.read_csv(lzma.decompress(path.read_bytes()), infer_schema=False, null_values=missing)
 
 
-def _stata(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
+def _stata(path: Path, missing: list[str], words: Collection[str], dates: Collection[str]) -> pl.DataFrame:
     """Numbers and text as Stata holds them; labels in place of numbers where words are wanted."""
     try:
         frame = pd.read_stata(path.absolute(), convert_categoricals=False, convert_dates=False)
         wanted = [name for name in frame.columns if name in set(words)]
         labels = pd.read_stata(path.absolute(), columns=wanted, convert_dates=False) if wanted else frame[[]]
+        dated = [name for name in frame.columns if name in set(dates)]
+        days = pd.read_stata(path.absolute(), columns=dated, convert_categoricals=False) if dated else frame[[]]
     except (ValueError, OSError, KeyError, struct.error) as error:
         raise DataError(f"{path} is not readable as Stata file: {error}") from error
     texts = {name: labels[name].astype("string") for name in wanted}
-    return pl.from_pandas(frame.assign(**texts))
+    return pl.from_pandas(frame.assign(**texts, **days))
 
 
-def _excel(path: Path, missing: list[str], words: Collection[str]) -> pl.DataFrame:
+def _excel(path: Path, missing: list[str], words: Collection[str], dates: Collection[str]) -> pl.DataFrame:
     """The first sheet, as text."""
     try:
         table = pl.read_excel(path.read_bytes(), infer_schema_length=0)
