@@ -252,3 +252,20 @@ def test_a_column_named_status_is_a_state_only_if_the_settings_say_so(tmp_path):
     report = Report()
     assert len(read(Table(name="mine", raw=tmp_path / "long.csv"), report)) == 1
     assert report.notes == ["columns of long.csv that are not used: status"]
+
+
+def test_columns_with_our_names_are_used_without_being_named(tmp_path):
+    lines = ["k,2001,3255,employed,20", "k,2002,,unemployed,", "k,2003,,in_school,0", "m,2001,3255,employed,-4"]
+    (tmp_path / "t.csv").write_text("\n".join(["person_id,year,occupation,status,wage", *lines]))
+    report = Report()
+    careers = read(Table(name="mine", raw=tmp_path / "t.csv", survey="S", scheme="census2010"), report)
+    assert careers.table["occupation"].to_list() == ["095", "unemployed", "in_school", "095"]
+    assert careers.table["log_wage"].to_list() == pytest.approx([2.9957323, None, None, None])
+    assert report.notes == []
+    assert report.to_dict()["notes"] == ["a wage of 0 or below is taken as unknown in 2 records of 2 persons"]
+
+
+def test_a_wage_and_its_log_under_our_names_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("person_id,year,occupation,wage,log_wage\na,2001,095,20,3.0\n")
+    with pytest.raises(ConfigError, match="name one of the two only"):
+        read(Table(name="mine", raw=tmp_path / "t.csv", survey="S"))

@@ -16,6 +16,8 @@ class Report:
         self.dropped: dict[str, dict[str, int]] = {}
         """Reason -> persons and records that were left out for it; a person may be in several."""
         self.notes: list[str] = []
+        self.unknown: dict[str, dict[str, int]] = {}
+        """What a value is -> persons and records in which it is taken as unknown."""
         self.codes = {"found": 0, "carried": 0}
         """Records with an occupation code of a survey, and those whose code was carried over to the taxonomy.
 
@@ -31,6 +33,11 @@ class Report:
         """Records that are left out, if there are any; the table has a column ``person_id``."""
         if not table.is_empty():
             _add(self.dropped, reason, table)
+
+    def take_as_unknown(self, what: str, table: pl.DataFrame) -> None:
+        """Records that have a value which says nothing, if there are any; the table has a column ``person_id``."""
+        if not table.is_empty():
+            _add(self.unknown, what, table)
 
     def note(self, text: str) -> None:
         """A remark for the user, such as a variable that the extract lacks and what that costs."""
@@ -62,7 +69,13 @@ class Report:
             "dropped": self.dropped,
             "codes": self.codes,
             "unmapped": self.unmapped.to_dicts(),
-            "notes": self.notes,
+            "notes": [
+                *self.notes,
+                *(
+                    f"{what} is taken as unknown in {sizes['records']:,} records of {sizes['persons']:,} persons"
+                    for what, sizes in self.unknown.items()
+                ),
+            ],
         }
 
 

@@ -46,7 +46,7 @@ class Table:
     survey: str | None = None
     """The survey's name as the text states it; null if the file has a column ``survey``."""
     columns: dict[str, str | None] = Field(default_factory=dict)
-    """Name of a field -> its name in the file; null if it has our name or is not there."""
+    """Name of a field -> its name in the file; null if it has our name, which is then used, or is not there."""
     recodes: dict[str, dict[str, str | None]] = Field(default_factory=dict)
     """Field -> the file's value -> ours; null: unknown. A value that is not named stays as it is."""
     units: dict[str, float] = Field(default_factory=dict)
@@ -93,7 +93,8 @@ class Table:
                 person = identifiers(numbered, column, schema[column], ROW, report)
                 records = scan.select(pl.len()).collect(engine="streaming").item()
             for part in guarded(self.raw, by_person(numbered, person, records)):
-                yield self._careers(self._renamed(part.with_columns(person.alias(column)), fields), report)
+                ours = self._renamed(part.with_columns(person.alias(column)), fields, report)
+                yield self._careers(ours, report)
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> its column in the file, for all fields that the file has; nothing of ours is unexpected."""
@@ -109,10 +110,14 @@ class Table:
             raise ConfigError(f"dataset.columns gives one column of the file two names: {fields}")
         if "survey" in names and self.survey is not None:
             raise ConfigError(f"{self.raw} has a column 'survey': leave dataset.survey null, or drop it")
-        if {"wage", "log_wage"} <= fields.keys() | ({"log_wage"} & set(names) - set(fields.values())):
-            raise ConfigError("dataset.columns.wage is hourly pay and log_wage its log: name one of the two only")
-        free = [name for name in names if name in COLUMNS and name not in fields.values()]
+        ours = FIELDS if self.scheme is not None else tuple(field for field in FIELDS if field != STATUS)
+        free = [name for name in names if name in ours and name not in fields.values()]
         fields |= {name: name for name in free if name not in fields}
+        if {WAGE, "log_wage"} <= fields.keys():
+            raise ConfigError(
+                f"{self.raw}: wage is hourly pay and log_wage its log: name one of the two only in dataset.columns, "
+                "and drop the other column if it has our name"
+            )
         given = {"survey"} if self.survey is not None else set()
         lacking = [name for name in REQUIRED if name not in fields.keys() | given]
         if lacking:
@@ -125,7 +130,7 @@ class Table:
             )
         return fields
 
-    def _renamed(self, part: pl.DataFrame, fields: dict[str, str]) -> pl.DataFrame:
+    def _renamed(self, part: pl.DataFrame, fields: dict[str, str], report: Report) -> pl.DataFrame:
         """The file's rows under our names, recoded and in our units."""
         table = part.select(ROW, *(pl.col(theirs).alias(ours) for ours, theirs in fields.items()))
         if self.survey is not None:
@@ -138,6 +143,7 @@ class Table:
                 table = self._numbers(table, field).with_columns(pl.col(field) * unit)
         if WAGE in table.columns:
             table, pay = self._numbers(table, WAGE), pl.col(WAGE)
+            report.take_as_unknown("a wage of 0 or below", table.filter(pay <= 0))
             table = table.with_columns(log_wage=pl.when(pay > 0).then(pay.log())).drop(WAGE)
         return table
 
@@ -182,7 +188,8 @@ class Table:
             value, row = wrong.row(0)
             raise DataError(
                 f"{errors.unknown('status', value, STATUSES, f' in row {row} of {self.raw}')} "
-                f"Say what it means with dataset.recodes.status ({len(wrong):,} such records)."
+                f"Say what it means with dataset.recodes.status ({len(wrong):,} such records); if the column is "
+                "something else, give it another name in the file."
             )
         scheme = pl.when(code.is_not_null()).then(pl.lit(self.scheme))
         return table.with_columns(scheme=scheme, code=code).drop("occupation")
