@@ -166,7 +166,7 @@ RULES: tuple[Rule, ...] = (
     (
         ["birth_year"],
         f"must make the person 0 to {OLDEST} years old at the record: two digits lack the century, and negative "
-        "numbers are missing answers, such as dataset.recodes={birth_year:{'-5':null}}",
+        "numbers are missing answers, such as '+dataset.recodes.birth_year={-5:null}'",
         lambda birth: (pl.col("year") - birth).is_between(0, OLDEST),
     ),
     (["log_wage", "weight"], "must be finite, and null where unknown", lambda column: column.is_finite()),

@@ -155,7 +155,10 @@ def _parsed(overrides: Iterable[str], loader: ConfigLoader) -> tuple[list[Overri
             parsed += parser.parse_overrides([text])
         except OverrideParseException as error:
             key, equals, _ = text.partition("=")
-            reason = f"{str(error).splitlines()[0]}; quote special characters: \"{key}='...'\""
+            hint = f"quote special characters: \"{key}='...'\""
+            if re.search(r"""[{,]\s*(['"])[^'"]*\1\s*:""", text):
+                hint = "within braces, keys stand without quotes: {1:male,2:female}"
+            reason = f"{str(error).splitlines()[0]}; {hint}"
             problems.append(f"cannot read {text!r}: {reason if equals else 'expected key=value'}")
     return parsed, problems
 
@@ -255,9 +258,9 @@ def _explained(
         return f"{override}: {one_line(complaint)}"
     cfg = compose(config_name, list(taken), return_hydra_config=key.startswith("hydra."))
     keys = {*_dotted_keys(OmegaConf.to_container(cfg)), *own} - {"hydra"}
-    for free in (key, key.rpartition(".")[0]):
+    for free in (key.rsplit(".", depth)[0] for depth in range(key.count("."))):
         if isinstance(OmegaConf.select(cfg, free), DictConfig) and not (OmegaConf.select(cfg, free)):
-            return f"{override}: names in {free} are your own: add one with +{free}.NAME=VALUE, or in a file"
+            return f"{override}: names in {free} are your own: write '+{override}', or add them in a file"
     return _unknown_key(key, keys)
 
 

@@ -240,7 +240,7 @@ def test_states_may_be_numbers_and_a_wage_is_one_of_two(panel, tmp_path):
     frame.write_parquet(tmp_path / "panel.parquet")
     assert len(read(Table(raw=tmp_path / "panel.parquet", **SETTINGS))) == 3
     with pytest.raises(DataError, match="unknown status '1' in row 1"):
-        read(Table(raw=tmp_path / "panel.parquet", **SETTINGS | {"recodes": {}}))
+        read(Table(raw=tmp_path / "panel.parquet", **SETTINGS | {"recodes": {"gender": {"1": None, "2": None}}}))
     frame.with_columns(log_wage=2.5).write_parquet(tmp_path / "both.parquet")
     with pytest.raises(ConfigError, match="name one of the two only"):
         read(Table(raw=tmp_path / "both.parquet", **SETTINGS))

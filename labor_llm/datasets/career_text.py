@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from labor_llm import errors
 from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
+from labor_llm.datasets.words import Recodes, Texts, check_words
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.paths import from_home
 from labor_llm.splits import Split
@@ -74,9 +75,9 @@ class CareerText:
     and kind. Null: every token is an occupation, and its own title."""
     survey: str = "resumes"
     """The source's name as the text states it."""
-    missing: list[str] = Field(default_factory=lambda: ["<unk>", "unknown", "NA", "nan", "none"])
+    missing: Texts = Field(default_factory=lambda: ["<unk>", "unknown", "NA", "nan", "none"])
     """Tokens of covariates that say nothing."""
-    recodes: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    recodes: Recodes = Field(default_factory=dict)
     """education, ethnicity, gender or region -> a token -> our word for it; null: unknown."""
     same_year: Literal["refuse", "first", "last"] = "refuse"
     """Which of several records that a person has in one year is kept, in the order of the line."""
@@ -190,11 +191,13 @@ class CareerText:
         for field, words in self.recodes.items():
             if field in records.columns:
                 records = records.with_columns(pl.col(field).replace(words))
-        return records.with_columns(
+        records = records.with_columns(
             pl.col(name).str.replace_all("_", " ", literal=True).str.strip_chars()
             for name in RECODED
             if name in records.columns
         )
+        check_words(records, self.recodes, str(self.raw))
+        return records
 
     def _one_a_year(self, records: pl.DataFrame, report: Report) -> pl.DataFrame:
         """One record per person and year, if the settings say which."""

@@ -17,6 +17,7 @@ from labor_llm.datasets.in_parts import by_person
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
 from labor_llm.datasets.table_files import guarded, readable, scanned
+from labor_llm.datasets.words import WORDS, Recodes, Texts, check_words, recoded
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.paths import from_home
 from labor_llm.schemes import SCHEMES, Target
@@ -47,11 +48,11 @@ class Table:
     """The survey's name as the text states it; null if the file has a column ``survey``."""
     columns: dict[str, str | None] = Field(default_factory=dict)
     """Name of a field -> its name in the file; null if it has our name, which is then used, or is not there."""
-    recodes: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    recodes: Recodes = Field(default_factory=dict)
     """Field -> the file's value -> ours; null: unknown. A value that is not named stays as it is."""
     units: dict[str, float] = Field(default_factory=dict)
     """Field -> what its numbers are multiplied by, such as 0.01 for implied decimals."""
-    missing: list[str] = Field(default_factory=lambda: ["", "NA", "."])
+    missing: Texts = Field(default_factory=lambda: ["", "NA", "."])
     """How a CSV file writes that a value is unknown; by default as R, Stata and SAS do."""
     split: SplitByPerson = Field(default_factory=SplitByPerson)
 
@@ -115,8 +116,8 @@ class Table:
         fields |= {name: name for name in free if name not in fields}
         if {WAGE, "log_wage"} <= fields.keys():
             raise ConfigError(
-                f"{self.raw}: wage is hourly pay and log_wage its log: name one of the two only in dataset.columns, "
-                "and drop the other column if it has our name"
+                f"{self.raw}: wage is hourly pay and log_wage its log: name one of the two only in "
+                "dataset.columns, and drop the other column if it has our name"
             )
         given = {"survey"} if self.survey is not None else set()
         lacking = [name for name in REQUIRED if name not in fields.keys() | given]
@@ -137,7 +138,10 @@ class Table:
             table = table.with_columns(survey=pl.lit(self.survey))
         for field, words in self.recodes.items():
             if field in table.columns:
-                table = table.with_columns(_as_text(field, table[field].dtype).replace(words))
+                table = table.with_columns(recoded(_as_text(field, table[field].dtype), words))
+        words = [name for name in WORDS if name in table.columns]
+        texts = table.select(_as_text(name, table[name].dtype) for name in words)
+        check_words(texts, self.recodes, str(self.raw))
         for field, unit in self.units.items():
             if field in table.columns:
                 table = self._numbers(table, field).with_columns(pl.col(field) * unit)
