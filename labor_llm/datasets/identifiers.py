@@ -5,8 +5,8 @@ import polars as pl
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
 
-EXACT = {pl.Float32: 2**24, pl.Float64: 2**53}
-"""Type -> the whole numbers below this one are exact."""
+EXACT = {True: 2**53, False: 2**24}
+"""Whether a type has double precision -> the whole numbers below this one are exact."""
 NUMBER = r"^[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?$"
 EXPONENT = r"^[+-]?\d+([.,]\d+)?[eE][+-]?\d+$"
 EXPONENT_OF_A_PROGRAM = r"^[+-]?\d+([.,]\d+[eE][+-]?|[eE][+-])\d+$"
@@ -26,7 +26,7 @@ def identifiers(scan: pl.LazyFrame, column: str, dtype: pl.DataType, row: str, r
     """
     values = pl.col(column)
     if dtype.is_float():
-        limit = EXACT.get(type(dtype), 2**24)
+        limit = EXACT[dtype == pl.Float64]
         wrong = values.is_not_nan() & ((values != values.floor()) | (values.abs() >= limit))
         _refuse(scan, values, wrong, row, f"is a fraction, or has more digits than a column of {dtype} keeps")
         return values.fill_nan(None).cast(pl.Int64, strict=False).cast(pl.String)

@@ -111,8 +111,8 @@ class Table:
             raise ConfigError(f"dataset.columns gives one column of the file two names: {fields}")
         if "survey" in names and self.survey is not None:
             raise ConfigError(f"{self.raw} has a column 'survey': leave dataset.survey null, or drop it")
-        ours = FIELDS if self.scheme is not None else tuple(field for field in FIELDS if field != STATUS)
-        free = [name for name in names if name in ours and name not in fields.values()]
+        possible = FIELDS if self.scheme is not None else tuple(field for field in FIELDS if field != STATUS)
+        free = [name for name in names if name in possible and name not in fields.values()]
         fields |= {name: name for name in free if name not in fields}
         if {WAGE, "log_wage"} <= fields.keys():
             raise ConfigError(
@@ -139,8 +139,8 @@ class Table:
         for field, words in self.recodes.items():
             if field in table.columns:
                 table = table.with_columns(recoded(_as_text(field, table[field].dtype), words))
-        words = [name for name in WORDS if name in table.columns]
-        texts = table.select(_as_text(name, table[name].dtype) for name in words)
+        stated = [name for name in WORDS if name in table.columns]
+        texts = table.select(_as_text(name, table[name].dtype) for name in stated)
         check_words(texts, self.recodes, str(self.raw))
         for field, unit in self.units.items():
             if field in table.columns:

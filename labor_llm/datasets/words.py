@@ -42,7 +42,7 @@ Texts = Annotated[list[str], BeforeValidator(as_texts)]
 
 
 def recoded(text: pl.Expr, words: Mapping[str, str | None]) -> pl.Expr:
-    """Values in our words; 16.0 is 16, and True true, if only that has a word. What is not named stays as it is."""
+    """Values in our words; 16.0 is 16, and True true, if only that has a word. All others stay."""
     truth = text.str.contains("^(?i:true|false)$")
     plain = pl.when(truth).then(text.str.to_lowercase()).otherwise(text.str.replace(r"^([+-]?\d+)\.0*$", "$1"))
     named = pl.lit(pl.Series(list(words), dtype=pl.String)).implode()
