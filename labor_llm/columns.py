@@ -180,7 +180,11 @@ def _rule_problems(table: pl.DataFrame, rows_N: pl.Series, taxonomy: Taxonomy, e
     ``rows_N`` is each record's row in its file, from 1. Nulls in the columns ``explained`` follow from a
     problem that has been reported already.
     """
-    codes = f"must be a code of the taxonomy: {taxonomy.unknown(table['occupation'].drop_nulls().unique())}"
+    unknown = taxonomy.unknown(table["occupation"].drop_nulls().unique())
+    codes = (
+        f"must be a code of the taxonomy: {unknown} dataset.taxonomy names another list; for a table of your own, "
+        "dataset.scheme a census list"
+    )
     rules: tuple[Rule, ...] = (
         (set(REQUIRED) - explained, NO_NULL, lambda column: column.is_not_null()),
         (["occupation"], codes, lambda column: column.is_in(taxonomy.codes)),

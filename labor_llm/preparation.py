@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 8
 """Variables that a line names."""
+MOST_FREQUENT = 3
+"""Occupations that ``prepare`` names."""
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -93,11 +95,23 @@ def _summary_lines(description: Description) -> list[str]:
         "after a person's first record, the occupation or state of the one before in "
         f"{stays or 'none: nobody has two'}",
     ]
+    lines.append(f"most frequent: {'; '.join(_most_frequent(description)) or 'no occupation'}")
     sizes = {part: (persons, records) for part, records, persons in description.splits.iter_rows()}
     for part in ("train", "valid", "test"):
         persons, records = sizes.get(part, (0, 0))
         lines.append(f"  {part:<5} {counted(persons, 'person')}, {counted(records, 'record')}")
     return lines
+
+
+def _most_frequent(description: Description) -> list[str]:
+    """The most frequent occupations with their titles, so that a wrong coding shows."""
+    titles, states = description.taxonomy.titles, list(description.taxonomy.states)
+    jobs = description.occupations.filter(~pl.col("occupation").is_in(states))
+    jobs = jobs.sort("records", "occupation", descending=[True, False]).head(MOST_FREQUENT)
+    return [
+        f"{titles[code]} ({code}), {counted(records, 'record')}"
+        for code, records in jobs.select("occupation", "records").iter_rows()
+    ]
 
 
 def _variable_lines(listed: Variables) -> list[str]:

@@ -11,6 +11,7 @@ import polars as pl
 from labor_llm import errors
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.paths import from_home
+from labor_llm.text_files import check_encoding
 
 COLUMNS = ("code", "title", "kind")
 KINDS = ("occupation", "state")
@@ -71,6 +72,9 @@ class Taxonomy:
         if padded:
             hint = f"Did you mean {padded[0]!r}? Leading zeros count."
             return f"unknown occupation code {code!r}{where}. {hint}"
+        titled = [known for known, title in self.titles.items() if title.lower() == code.lower()]
+        if titled:
+            return f"unknown occupation code {code!r}{where}. It is a title. Did you mean {titled[0]!r}?"
         return errors.unknown("occupation code", code, self.titles, where)
 
     @classmethod
@@ -121,6 +125,7 @@ class Taxonomy:
 
 
 def _read(content: bytes, where: str) -> pl.DataFrame:
+    check_encoding(content, where)
     try:
         table = pl.read_csv(content, infer_schema=False)  # codes are text: leading zeros count
     except pl.exceptions.PolarsError as error:

@@ -44,6 +44,7 @@ def test_prepare_says_and_writes_what_became_of_the_records(config, tmp_path, ca
     assert "  carried over: 40 of 80 occupation codes (50.0%)" in caplog.messages
     assert "    census2010 9990 (Uncodeable): 40 records" in caplog.messages
     assert any("80 records, 2001 to 2002, 1 occupation and 1 state;" in line for line in caplog.messages)
+    assert "most frequent: Registered nurses (095), 40 records" in caplog.messages
     record = json.loads((tmp_path / "out/table/prepare.json").read_text())
     assert record["report"]["steps"]["records with an occupation or a state"] == {"persons": 40, "records": 80}
     assert record["report"]["unmapped"][0]["records"] == 40

@@ -22,6 +22,7 @@ id,year,occ,state,sex,pay,wt,hours
 1,2001,,2,1,,200,9
 1,2002,9990,1,1,,200,9
 """
+PACKED = {"csv": bytes, "csv.gz": gzip.compress, "csv.xz": lzma.compress}
 SETTINGS = {
     "name": "mine",
     "survey": "Mine",
@@ -269,3 +270,53 @@ def test_a_wage_and_its_log_under_our_names_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("person_id,year,occupation,wage,log_wage\na,2001,095,20,3.0\n")
     with pytest.raises(ConfigError, match="name one of the two only"):
         read(Table(name="mine", raw=tmp_path / "t.csv", survey="S"))
+
+
+def _refused(path, **settings):
+    with pytest.raises(DataError) as refused:
+        read(Table(**{"name": "mine", "raw": path, "survey": "S"} | settings))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("csv", bytes), ("csv.gz", gzip.compress), ("csv.xz", lzma.compress)]
+)
+def test_utf_16_is_recognized(tmp_path, encoding, ending, pack):
+    path = tmp_path / f"t.{ending}"
+    path.write_bytes(pack("person_id\tyear\toccupation\na\t2001\t095\n".encode(encoding)))
+    assert "is written in UTF-16" in _refused(path)
+
+
+def test_a_taxonomy_in_utf_16_is_recognized(tmp_path):
+    (tmp_path / "own.csv").write_bytes("code,title,kind\n1,Cook,occupation\n".encode("utf-16"))
+    (tmp_path / "t.csv").write_text("person_id,year,occupation\na,2001,1\n")
+    assert "own.csv is written in UTF-16" in _refused(tmp_path / "t.csv", taxonomy=str(tmp_path / "own.csv"))
+
+
+@pytest.mark.parametrize("header", ["R0000100,R1482600,T6657000", "PUBID_1997,CV_ESR_2003,YEMP_OCCODE_01_2004,x"])
+@pytest.mark.parametrize("ending", ["csv", "xlsx", "dta"])
+def test_an_extract_of_the_investigator_is_recognized_by_its_columns(tmp_path, header, ending):
+    frame, path = pd.DataFrame({name: [1] for name in header.split(",")}), tmp_path / f"t.{ending}"
+    write = {"csv": frame.to_csv, "xlsx": frame.to_excel}.get(ending)
+    write(path, index=False) if write else frame.to_stata(path, write_index=False)
+    assert "the columns of an extract of the NLS Investigator" in _refused(path)
+
+
+def test_unknown_codes_name_what_the_list_is_chosen_by(tmp_path):
+    (tmp_path / "t.csv").write_text("person_id,year,occupation\na,2001,3255\nb,2001,Registered nurses\n")
+    said = _refused(tmp_path / "t.csv")
+    assert "dataset.taxonomy names another list; for a table of your own, dataset.scheme a census list" in said
+    assert "'Registered nurses' in taxonomy 'occ1990dd'. It is a title. Did you mean '095'?" in said
+
+
+def test_codes_of_another_scheme_are_refused_if_none_fits_and_noted_if_many_do_not(tmp_path):
+    table = Table(name="mine", raw=tmp_path / "t.csv", survey="S", scheme="census1970")
+    rows = [f"p{number},2001,{code}" for number, code in enumerate([3255, 4110, 75])]
+    (tmp_path / "t.csv").write_text("\n".join(["person_id,year,occupation", *rows[:2]]))
+    with pytest.raises(DataError, match=r"none of the 2 .*'3255', is in dataset\.scheme=census1970.*census2010"):
+        read(table)
+    (tmp_path / "t.csv").write_text("\n".join(["person_id,year,occupation", *rows]))
+    report = Report()
+    read(table, report)
+    assert any("2 of 3 occupation codes are not in dataset.scheme=census1970" in note for note in report.notes)

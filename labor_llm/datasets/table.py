@@ -14,18 +14,21 @@ from labor_llm.careers import Careers
 from labor_llm.columns import COLUMNS, REQUIRED, TEXT, as_numbers
 from labor_llm.datasets.identifiers import identifiers
 from labor_llm.datasets.in_parts import by_person
+from labor_llm.datasets.investigator import is_header
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
 from labor_llm.datasets.table_files import guarded, readable, scanned
 from labor_llm.datasets.words import WORDS, Recodes, Texts, check_words, recoded
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.paths import from_home
-from labor_llm.schemes import SCHEMES, Target
+from labor_llm.schemes import SCHEMES, Target, codes_of
 from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 
 ROW = "the row in the file"
 STATUS, WAGE = "status", "wage"
+FEW = 0.05
+"""Share of the codes that may be missing from a scheme before a note asks whether it is the right one."""
 FIELDS = (*COLUMNS, STATUS, WAGE)
 """What a column of the file can be: a careers column, the state of those without a job, or hourly pay."""
 
@@ -96,6 +99,17 @@ class Table:
             for part in guarded(self.raw, by_person(numbered, person, records)):
                 ours = self._renamed(part.with_columns(person.alias(column)), fields, report)
                 yield self._careers(ours, report)
+            if self.scheme is not None:
+                self._note_other_scheme(report, self.scheme)
+
+    def _note_other_scheme(self, report: Report, scheme: str) -> None:
+        """A remark if many codes are not in the scheme at all: it may be another one."""
+        lacking = report.unmapped.filter(pl.col("title").is_null())["records"].sum()
+        if lacking > FEW * report.codes["found"]:
+            report.note(
+                f"{lacking:,} of {report.codes['found']:,} occupation codes are not in dataset.scheme={scheme}. "
+                f"Is it another of {', '.join(SCHEMES)}, or a list of your own for dataset.taxonomy?"
+            )
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> its column in the file, for all fields that the file has; nothing of ours is unexpected."""
@@ -121,6 +135,11 @@ class Table:
             )
         given = {"survey"} if self.survey is not None else set()
         lacking = [name for name in REQUIRED if name not in fields.keys() | given]
+        if lacking and is_header(names):
+            raise DataError(
+                f"{self.raw} has the columns of an extract of the NLS Investigator ({', '.join(names[:3])}, ...): "
+                "use dataset=nlsy79 or dataset=nlsy97, with the zip as downloaded"
+            )
         if lacking:
             unused = next((name for name in names if name not in fields.values()), "NAME")
             survey = "; or give dataset.survey=NAME" if "survey" in lacking else ""
@@ -177,6 +196,13 @@ class Table:
             return Careers.validated(table, dataset=dataset, taxonomy=taxonomy, source=source, rows=rows)
         target: Target = "native" if self.taxonomy == "native" else "occ1990dd"
         years = self._years(_in_whole_numbers(table, report), rows)
+        found = years["code"].drop_nulls()
+        if len(found) and not found.is_in(codes_of(self.scheme)["code"].implode()).any():
+            raise DataError(
+                f"{self.raw}: none of the {len(found):,} occupation codes, such as {found[0]!r}, is in "
+                f"dataset.scheme={self.scheme}. Known schemes: {', '.join(SCHEMES)}. Codes of another list: leave "
+                "the scheme null and name the list with dataset.taxonomy"
+            )
         return careers_of(years, [self.scheme], target, report, dataset=dataset, source=source, rows=rows)
 
     def _years(self, table: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:

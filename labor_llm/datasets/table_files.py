@@ -15,6 +15,7 @@ import polars as pl
 
 from labor_llm import parquet_files
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.text_files import check_encoding
 
 ENDINGS = (".csv", ".csv.gz", ".csv.xz", ".parquet", ".dta", ".xlsx")
 BROKEN = (pl.exceptions.PolarsError, lzma.LZMAError, zlib.error, EOFError, OSError, UnicodeDecodeError)
@@ -39,7 +40,7 @@ def scanned(
     if path.stat().st_size == 0:
         raise DataError(f"{path} is an empty file: download or export it again")
     if ".csv" in path.name.lower():
-        _check_separator(path)
+        _check_text(path)
     with readable(path):
         read = READERS.get(path.suffix.lower())
         in_memory = None if read is None else read(path, missing, words, dates)
@@ -70,11 +71,13 @@ def guarded(path: Path, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]
         yield part
 
 
-def _check_separator(path: Path) -> None:
-    """A DataError if the columns of a CSV file are separated by something else than commas."""
+def _check_text(path: Path) -> None:
+    """A DataError if a CSV file is in UTF-16, or its columns are separated by something else than commas."""
     unpack = UNPACK.get(path.suffix.lower(), open)
-    with readable(path), unpack(path, "rt", errors="replace") as file:
-        head = file.readline().strip()
+    with readable(path), unpack(path, "rb") as file:
+        line = file.readline()
+    check_encoding(line, str(path))
+    head = line.decode(errors="replace").strip()
     if "," not in head and any(sign in head for sign in ";\t|"):
         raise DataError(f"{path} begins {head!r}: columns must be separated by commas")
 
