@@ -1,7 +1,6 @@
 """A table of one's own that has one row per person and year: CSV, Parquet, Stata or Excel."""
 
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,18 +16,17 @@ from labor_llm.datasets.in_parts import by_person
 from labor_llm.datasets.investigator import is_header
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import STATUSES, careers_of
+from labor_llm.datasets.table_codes import check_scheme, in_whole_numbers, note_other_scheme, with_leading_zeros
 from labor_llm.datasets.table_files import guarded, readable, scanned
-from labor_llm.datasets.words import WORDS, Recodes, Texts, check_words, recoded
+from labor_llm.datasets.words import WORDS, Recodes, Texts, check_words, recoded, text_of
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.paths import from_home
-from labor_llm.schemes import SCHEMES, Target, codes_of
+from labor_llm.schemes import SCHEMES, Target
 from labor_llm.splits import SplitByPerson
 from labor_llm.taxonomy import Taxonomy
 
 ROW = "the row in the file"
 STATUS, WAGE = "status", "wage"
-FEW = 0.05
-"""Share of the codes that may be missing from a scheme before a note asks whether it is the right one."""
 FIELDS = (*COLUMNS, STATUS, WAGE)
 """What a column of the file can be: a careers column, the state of those without a job, or hourly pay."""
 
@@ -100,16 +98,7 @@ class Table:
                 ours = self._renamed(part.with_columns(person.alias(column)), fields, report)
                 yield self._careers(ours, report)
             if self.scheme is not None:
-                self._note_other_scheme(report, self.scheme)
-
-    def _note_other_scheme(self, report: Report, scheme: str) -> None:
-        """A remark if many codes are not in the scheme at all: it may be another one."""
-        lacking = report.unmapped.filter(pl.col("title").is_null())["records"].sum()
-        if lacking > FEW * report.codes["found"]:
-            report.note(
-                f"{lacking:,} of {report.codes['found']:,} occupation codes are not in dataset.scheme={scheme}. "
-                f"Is it another of {', '.join(SCHEMES)}, or a list of your own for dataset.taxonomy?"
-            )
+                note_other_scheme(report, self.scheme)
 
     def _fields(self, names: list[str]) -> dict[str, str]:
         """Field -> its column in the file, for all fields that the file has; nothing of ours is unexpected."""
@@ -157,9 +146,9 @@ class Table:
             table = table.with_columns(survey=pl.lit(self.survey))
         for field, words in self.recodes.items():
             if field in table.columns:
-                table = table.with_columns(recoded(_as_text(field, table[field].dtype), words))
+                table = table.with_columns(recoded(text_of(field, table[field].dtype), words))
         stated = [name for name in WORDS if name in table.columns]
-        texts = table.select(_as_text(name, table[name].dtype) for name in stated)
+        texts = table.select(text_of(name, table[name].dtype) for name in stated)
         check_words(texts, self.recodes, str(self.raw))
         for field, unit in self.units.items():
             if field in table.columns:
@@ -191,27 +180,21 @@ class Table:
             report.count("records in the source", table)
             taxonomy = Taxonomy.named(self.taxonomy)
             numbers = {code.lstrip("0") or "0" for code in taxonomy.codes}
-            table = _in_whole_numbers(table, report, stay=taxonomy.codes, numbers=numbers)
-            table = _with_leading_zeros(table, taxonomy, report)
+            table = in_whole_numbers(table, report, stay=taxonomy.codes, numbers=numbers)
+            table = with_leading_zeros(table, taxonomy, report)
             return Careers.validated(table, dataset=dataset, taxonomy=taxonomy, source=source, rows=rows)
         target: Target = "native" if self.taxonomy == "native" else "occ1990dd"
-        years = self._years(_in_whole_numbers(table, report), rows)
-        found = years["code"].drop_nulls()
-        if len(found) and not found.is_in(codes_of(self.scheme)["code"].implode()).any():
-            raise DataError(
-                f"{self.raw}: none of the {len(found):,} occupation codes, such as {found[0]!r}, is in "
-                f"dataset.scheme={self.scheme}. Known schemes: {', '.join(SCHEMES)}. Codes of another list: leave "
-                "the scheme null and name the list with dataset.taxonomy"
-            )
+        years = self._years(in_whole_numbers(table, report), rows)
+        check_scheme(years["code"], self.scheme, self.raw)
         return careers_of(years, [self.scheme], target, report, dataset=dataset, source=source, rows=rows)
 
     def _years(self, table: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
         """Person-years with a scheme, a code and a status, as the readers of surveys make them."""
-        code = _as_text("occupation", table["occupation"].dtype).str.strip_chars().str.strip_chars_start("0")
+        code = text_of("occupation", table["occupation"].dtype).str.strip_chars().str.strip_chars_start("0")
         code = pl.when(code == "").then(pl.lit("0")).otherwise(code)
         if STATUS not in table.columns:
             table = table.with_columns(pl.lit(None, pl.String).alias(STATUS))
-        table = table.with_columns(_as_text(STATUS, table[STATUS].dtype))
+        table = table.with_columns(text_of(STATUS, table[STATUS].dtype))
         odd = ~pl.col(STATUS).is_in(STATUSES)
         wrong = table.select(STATUS, row=rows).filter(odd)
         if not wrong.is_empty():
@@ -223,49 +206,3 @@ class Table:
             )
         scheme = pl.when(code.is_not_null()).then(pl.lit(self.scheme))
         return table.with_columns(scheme=scheme, code=code).drop("occupation")
-
-
-def _in_whole_numbers(
-    table: pl.DataFrame, report: Report, stay: Collection[str] = (), numbers: Collection[str] | None = None
-) -> pl.DataFrame:
-    """Codes that other programs wrote as decimals because some are missing, 22.0, without the point.
-
-    Those in ``stay`` stay, and so do those whose whole number is none of ``numbers``, if these are given.
-    """
-    if table["occupation"].dtype not in (pl.String, pl.Categorical, pl.Enum):
-        return table
-    text = pl.col("occupation").cast(pl.String).str.strip_chars()
-    whole = text.str.split(".").list.first()
-    decimal = text.str.contains(r"^\d+\.0+$") & ~text.is_in(list(stay))
-    if numbers is not None:
-        decimal &= whole.str.replace(r"^0+(\d)", "$1").is_in(list(numbers))
-    if not table.select(decimal.any()).item():
-        return table
-    report.note("occupation codes that were written as decimals were taken as whole numbers: 22.0 as 22")
-    return table.with_columns(occupation=pl.when(decimal).then(whole).otherwise(text))
-
-
-def _with_leading_zeros(table: pl.DataFrame, taxonomy: Taxonomy, report: Report) -> pl.DataFrame:
-    """Codes of the taxonomy that Stata and spreadsheets hold as numbers, or wrote so, as the taxonomy has them."""
-    dtype = table["occupation"].dtype
-    if not (dtype.is_numeric() or dtype in (pl.String, pl.Categorical, pl.Enum)):
-        return table
-    shorter = {code: code.lstrip("0") or "0" for code in taxonomy.codes}
-    times = Counter(shorter.values())
-    whole = {short: code for code, short in shorter.items() if short != code and times[short] == 1}
-    table = table.with_columns(_as_text("occupation", dtype).str.strip_chars())
-    if table["occupation"].is_in(list(whole)).any():
-        report.note(
-            "occupation codes that had lost leading zeros were completed: 22 is 022 if the taxonomy says so"
-        )
-    return table.with_columns(pl.col("occupation").replace(whole))
-
-
-def _as_text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """A column as text. Stata and Excel hold whole numbers as decimals: 1.0 is "1"."""
-    values, text = pl.col(column), pl.col(column).cast(pl.String)
-    if not dtype.is_float():
-        return text
-    return (
-        pl.when(values == values.round()).then(values.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
-    )

@@ -41,6 +41,16 @@ Recodes = Annotated[dict[str, dict[str, str | None]], BeforeValidator(as_texts)]
 Texts = Annotated[list[str], BeforeValidator(as_texts)]
 
 
+def text_of(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column as text. Stata and Excel hold whole numbers as decimals: 1.0 is "1"."""
+    values, text = pl.col(column), pl.col(column).cast(pl.String)
+    if not dtype.is_float():
+        return text
+    return (
+        pl.when(values == values.round()).then(values.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
+    )
+
+
 def recoded(text: pl.Expr, words: Mapping[str, str | None]) -> pl.Expr:
     """Values in our words; 16.0 is 16, and True true, if only that has a word. All others stay."""
     truth = text.str.contains("^(?i:true|false)$")
