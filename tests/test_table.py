@@ -320,3 +320,24 @@ def test_codes_of_another_scheme_are_refused_if_none_fits_and_noted_if_many_do_n
     report = Report()
     read(table, report)
     assert any("2 of 3 occupation codes are not in dataset.scheme=census1970" in note for note in report.notes)
+
+
+def test_labels_of_stata_that_stand_for_two_numbers_are_refused_with_their_column(tmp_path):
+    frame = pd.DataFrame({"person_id": [1, 2], "year": 2001, "occupation": "095", "gender": [1, 2]})
+    labels = {"gender": {1: "male", 2: "male"}}
+    frame.to_stata(tmp_path / "t.dta", write_index=False, value_labels=labels)
+    said = _refused(tmp_path / "t.dta")
+    assert "labels for column gender are not unique: give every number a label of its own" in said
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "csv.xz"])
+def test_text_that_is_not_utf_8_is_refused_with_the_cure(tmp_path, ending):
+    text = "person_id,year,occupation\nJosé,2001,095\n".encode("latin-1")
+    (tmp_path / f"t.{ending}").write_bytes(PACKED[ending](text))
+    assert "Save it as UTF-8" in _refused(tmp_path / f"t.{ending}")
+
+
+def test_a_value_without_a_label_of_stata_is_no_word(tmp_path):
+    frame = pd.DataFrame({"person_id": [1, 2], "year": 2001, "occupation": "095", "gender": [1, -4]})
+    frame.to_stata(tmp_path / "t.dta", write_index=False, value_labels={"gender": {1: "male"}})
+    assert "gender: '-4' in 1 record" in _refused(tmp_path / "t.dta")

@@ -36,7 +36,10 @@ def scanned(
     if not path.is_file():
         raise DataError(f"dataset.raw: no file at {path.absolute()}")
     if not path.name.lower().endswith(ENDINGS):
-        raise DataError(f"{path.name!r} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+        raise DataError(
+            f"{path.name!r} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}: save tables of SPSS, R or "
+            "SAS, and other text, as one of these"
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{path} is an empty file: download or export it again")
     if ".csv" in path.name.lower():
@@ -88,7 +91,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        raise DataError(f"{path} is not readable as {path.suffix.lower()} file: {error}") from error
+        cure = ". Save it as UTF-8" if "utf-8" in str(error).lower() else ""
+        raise DataError(f"{path} is not readable as {path.suffix.lower()} file: {error}{cure}") from error
 
 
 def _xz(path: Path, missing: list[str], words: Collection[str], dates: Collection[str]) -> pl.DataFrame:
@@ -104,7 +108,10 @@ def _stata(path: Path, missing: list[str], words: Collection[str], dates: Collec
         dated = [name for name in frame.columns if name in set(dates)]
         days = pd.read_stata(path.absolute(), columns=dated, convert_categoricals=False) if dated else frame[[]]
     except (ValueError, OSError, KeyError, struct.error) as error:
-        raise DataError(f"{path} is not readable as Stata file: {error}") from error
+        reason = " ".join(str(error).split())
+        if "labels" in reason and "not unique" in reason:
+            reason = f"{reason.partition('.')[0]}: give every number a label of its own, or drop the labels"
+        raise DataError(f"{path} is not readable as Stata file: {reason}") from error
     texts = {name: labels[name].astype("string") for name in wanted}
     return pl.from_pandas(frame.assign(**texts, **days))
 
