@@ -5,14 +5,17 @@ import lzma
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from polars.testing import assert_frame_equal
 
 from labor_llm import Predictions, WagePanel, choice_set
 from labor_llm.__main__ import with_paths
 from labor_llm.careers import Careers
+from labor_llm.configs import conf_folder, quoted
 from labor_llm.datasets import read, table_files
 from labor_llm.datasets.table import Table
 from labor_llm.models.base import ChoiceProbabilities
+from labor_llm.run import run, score
 
 ODD = ["[ab]", "a*", "a?", "{a,b}", "~a", "a b (1)", "file:a", "year=2001", "%61"]
 ENDINGS = ["csv", "csv.gz", "csv.xz", "parquet", "dta", "xlsx"]
@@ -76,3 +79,16 @@ def test_a_path_that_hydra_cannot_read_is_quoted_even_if_its_file_is_not_there_y
     assert with_paths("run", ["dataset.raw=data (2)/new.csv"]) == ["dataset.raw='data (2)/new.csv'"]
     for word in ("outputs=/a/b,/c/d", "model.runs=[/a/b,/c/d]", "backbone.path=a/b", "outputs='[2]/o'"):
         assert with_paths("run", [word]) == [word]
+
+
+@pytest.mark.parametrize("odd", ["[2]", "a*b?", "~b {c},d"])
+def test_a_run_is_written_found_again_and_scored_in_a_folder_of_any_name(tmp_path, monkeypatch, odd):
+    monkeypatch.chdir(tmp_path)
+    words = [f"outputs={quoted(f'{odd}/o')}", "model=markov", "tracker=jsonl"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        perplexity = run(compose("run", words))
+        (folder,) = (tmp_path / odd / "o/wage_panel/markov").iterdir()
+        assert run(compose("run", words)) == perplexity
+        relative = quoted(str(folder.relative_to(tmp_path)))
+        assert score(compose("score", [f"run={relative}", "predict=test"])) == pytest.approx(perplexity)
+    assert [path.name for path in tmp_path.iterdir()] == [odd]
