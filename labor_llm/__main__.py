@@ -21,8 +21,17 @@ from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig
 
-from labor_llm.configs import check_overrides, check_values, conf_folder, jobs_of_sweep, quoted, user_folder
+from labor_llm.configs import (
+    check_overrides,
+    check_values,
+    conf_folder,
+    is_readable,
+    jobs_of_sweep,
+    quoted,
+    user_folder,
+)
 from labor_llm.errors import ConfigError, LaborLLMError, unknown
+from labor_llm.paths import from_home
 from labor_llm.usage import usage
 
 VERBS = {
@@ -174,8 +183,9 @@ def _is_path(word: str) -> bool:
 def _with_path_value(word: str) -> str:
     """Hydra reads neither the tilde nor the brackets of ``dataset.raw=~/Downloads/default (1).zip``."""
     key, _, value = word.partition("=")
-    if value.startswith("~/") or (re.search(r"[^\w./-]", value) and _exists(value)):
-        return f"{key}={quoted(str(Path(value).expanduser()))}"
+    odd = re.search(r"[^\w./-]", value)
+    if value.startswith("~/") or (odd and (_exists(value) or ("/" in value and not is_readable(word)))):
+        return f"{key}={quoted(str(from_home(Path(value))))}"
     return word
 
 

@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from labor_llm import parquet_files
 from labor_llm.columns import COLUMNS, SHOWN, same_person, valid_table
 from labor_llm.errors import DataError
 from labor_llm.taxonomy import Taxonomy
@@ -100,17 +101,18 @@ class Careers:
     def read(cls, path: Path) -> Self:
         """What ``write`` wrote, with its taxonomy; DataError if the file is missing or something else."""
         facts = _facts(path)
-        return cls(pl.read_parquet(path), facts["dataset"], Taxonomy.from_json(facts["taxonomy"]), facts["source"])
+        table = parquet_files.scanned(path).collect()
+        return cls(table, facts["dataset"], Taxonomy.from_json(facts["taxonomy"]), facts["source"])
 
     @classmethod
     def read_parts(cls, path: Path) -> Iterator[Self]:
         """What ``write_parts`` wrote, part by part: whole persons, in the order of the table."""
         facts = _facts(path)
         taxonomy = Taxonomy.from_json(facts["taxonomy"])
-        metadata, start = pq.read_metadata(path), 0
+        metadata, start = pq.read_metadata(path.absolute()), 0
         for group in range(metadata.num_row_groups):
             records = metadata.row_group(group).num_rows
-            table = pl.scan_parquet(path).slice(start, records).collect()
+            table = parquet_files.scanned(path).slice(start, records).collect()
             yield cls(table, facts["dataset"], taxonomy, facts["source"])
             start += records
 
@@ -123,7 +125,7 @@ def write_parts(parts: Iterable[Careers], path: Path) -> str:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        facts = _write_parts(parts, partial)
+        facts = _write_parts(parts, partial.absolute())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -136,7 +138,10 @@ def _write_parts(parts: Iterable[Careers], path: Path) -> dict[str, str]:
     fingerprint = Fingerprint()
     last: Careers | None = None
     done: Future[None] | None = None
-    with ThreadPoolExecutor(1) as background, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with (
+        ThreadPoolExecutor(1) as background,
+        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+    ):
         for part in parts:
             if last is not None and done is not None:
                 done.result()
@@ -204,7 +209,7 @@ def _facts(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"no careers file at {path}: check the path, or prepare the dataset first")
     try:
-        metadata, schema = pl.read_parquet_metadata(path), pl.read_parquet_schema(path)
+        metadata, schema = parquet_files.metadata(path), parquet_files.schema(path)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     if METADATA not in metadata:

@@ -31,6 +31,9 @@ REQUIRED = ("person_id", "survey", "year", "occupation")
 CONSTANT = ("survey", "gender", "ethnicity", "birth_year")
 TEXT = ("person_id", "survey", "education", "region", "gender", "ethnicity")
 YEARS = (1900, 2100)
+OLDEST = 110
+"""Years that a person can be old at a record."""
+ISO_DATE = r"^(\d{4})-\d{2}-\d{2}([ T].*)?$"
 SHOWN = 3
 """Records that a message names before it only counts them."""
 COUNTED = 1000
@@ -81,11 +84,28 @@ def _cast(table: pl.DataFrame, name: str, dtype: type[pl.DataType]) -> pl.Series
         return nothing
     if dtype == pl.String and not column.dtype.is_float():
         return column.cast(pl.String, strict=False)
-    numbers = column.cast(pl.Float64, strict=False)
+    numbers = as_numbers(as_years(column) if dtype == pl.Int32 else column)
     if dtype == pl.Float64:
         return numbers
     whole = numbers.set(~numbers.is_finite() | (numbers != numbers.floor()), None)
     return whole.cast(pl.Int64, strict=False).cast(dtype, strict=False)
+
+
+def as_numbers(column: pl.Series) -> pl.Series:
+    """A column as decimal numbers; null for what is none: words, dates, durations, true and false."""
+    if column.dtype.is_temporal() or column.dtype == pl.Boolean or column.dtype.is_nested():
+        return pl.repeat(None, len(column), dtype=pl.Float64, eager=True).alias(column.name)
+    return column.cast(pl.Float64, strict=False)
+
+
+def as_years(column: pl.Series) -> pl.Series:
+    """Dates as their years; all else as it is, but for text of numbers that may have lost digits: 2.0e+03."""
+    if column.dtype in (pl.Date, pl.Datetime):
+        return column.dt.year()
+    if column.dtype != pl.String:
+        return column
+    text = column.set(column.str.contains("[eE]").fill_null(False), None)
+    return text.str.replace(ISO_DATE, "$1")
 
 
 def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, rows_N: pl.Series, name: str) -> str:
@@ -143,7 +163,12 @@ RULES: tuple[Rule, ...] = (
         "must not occur twice for a person: keep one record a year, such as the main job",
         lambda year: ~same_person() | (year != year.shift()),
     ),
-    (["birth_year"], "must not lie after the year of the record", lambda birth: birth <= pl.col("year")),
+    (
+        ["birth_year"],
+        f"must make the person 0 to {OLDEST} years old at the record: two digits lack the century, and negative "
+        "numbers are missing answers, such as '+dataset.recodes.birth_year={-5:null}'",
+        lambda birth: (pl.col("year") - birth).is_between(0, OLDEST),
+    ),
     (["log_wage", "weight"], "must be finite, and null where unknown", lambda column: column.is_finite()),
     (["weight"], "must not be negative", lambda weight: weight >= 0),
 )
@@ -155,7 +180,11 @@ def _rule_problems(table: pl.DataFrame, rows_N: pl.Series, taxonomy: Taxonomy, e
     ``rows_N`` is each record's row in its file, from 1. Nulls in the columns ``explained`` follow from a
     problem that has been reported already.
     """
-    codes = f"must be a code of the taxonomy: {taxonomy.unknown(table['occupation'].drop_nulls().unique())}"
+    unknown = taxonomy.unknown(table["occupation"].drop_nulls().unique())
+    codes = (
+        f"must be a code of the taxonomy: {unknown} dataset.taxonomy names another list; for a table of your own, "
+        "dataset.scheme a census list"
+    )
     rules: tuple[Rule, ...] = (
         (set(REQUIRED) - explained, NO_NULL, lambda column: column.is_not_null()),
         (["occupation"], codes, lambda column: column.is_in(taxonomy.codes)),

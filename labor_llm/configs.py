@@ -28,6 +28,7 @@ from omegaconf.errors import (
 )
 
 from labor_llm.errors import ConfigError, unknown
+from labor_llm.paths import from_home
 
 MODEL_PARTS = {"backbone", "adapter", "template", "label", "prompt", "scoring", "trainer"}
 """Sections of a run that matter only as far as its model refers to them."""
@@ -56,7 +57,7 @@ class UserFolder(SearchPathPlugin):
 @contextmanager
 def user_folder(folder: str | None) -> Iterator[None]:
     """Within the block, entries of ``folder`` add to ours and replace those of the same name."""
-    path = Path(folder).expanduser().resolve() if folder else None
+    path = from_home(Path(folder)).resolve() if folder else None
     if path is not None and not path.is_dir():
         raise ConfigError(f"--config-dir: there is no folder {folder!r}")
     Plugins.instance().register(UserFolder)
@@ -71,6 +72,15 @@ def quoted(text: str) -> str:
     """``text`` as a value of Hydra's override grammar that OmegaConf reads back as the same text."""
     literal = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
     return QuotedString(literal, Quote.single).with_quotes()
+
+
+def is_readable(word: str) -> bool:
+    """Whether Hydra's grammar can read an override."""
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return False
+    return True
 
 
 def one_line(error: BaseException) -> str:
@@ -145,7 +155,10 @@ def _parsed(overrides: Iterable[str], loader: ConfigLoader) -> tuple[list[Overri
             parsed += parser.parse_overrides([text])
         except OverrideParseException as error:
             key, equals, _ = text.partition("=")
-            reason = f"{str(error).splitlines()[0]}; quote special characters: \"{key}='...'\""
+            hint = f"quote special characters: \"{key}='...'\""
+            if re.search(r"""[{,]\s*(['"])[^'"]*\1\s*:""", text):
+                hint = "within braces, keys stand without quotes: {1:male,2:female}"
+            reason = f"{str(error).splitlines()[0]}; {hint}"
             problems.append(f"cannot read {text!r}: {reason if equals else 'expected key=value'}")
     return parsed, problems
 
@@ -245,9 +258,9 @@ def _explained(
         return f"{override}: {one_line(complaint)}"
     cfg = compose(config_name, list(taken), return_hydra_config=key.startswith("hydra."))
     keys = {*_dotted_keys(OmegaConf.to_container(cfg)), *own} - {"hydra"}
-    for free in (key, key.rpartition(".")[0]):
+    for free in (key.rsplit(".", depth)[0] for depth in range(key.count("."))):
         if isinstance(OmegaConf.select(cfg, free), DictConfig) and not (OmegaConf.select(cfg, free)):
-            return f"{override}: names in {free} are your own: add one with +{free}.NAME=VALUE, or in a file"
+            return f"{override}: names in {free} are your own: write '+{override}', or add them in a file"
     return _unknown_key(key, keys)
 
 

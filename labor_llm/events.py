@@ -4,10 +4,11 @@ Each is to leave a set of codes. A record is at risk if the person's record befo
 happens if the record itself is not. To change one's occupation is the same with a set that differs by person: the
 occupation before alone. Shapes: N records, J occupations in the order of the choice set, E events, B rows.
 
-- *Work*: every occupation, and the state ``military``.
-- *Labor force*: work and the state ``unemployed``.
-- Every other state of a taxonomy, a user's own ones included, is outside both: ``in_school``,
-  ``out_of_labor_force`` and ``not_working`` (which some surveys do not tell from unemployment).
+- *Work*: every occupation, and the states that the taxonomy calls working, such as ``military``.
+- *Labor force*: work and the states that the taxonomy calls unemployed. Data without a record in such a state do
+  not distinguish the event from leaving work: it is then unknown.
+- Every other state is outside both: ``in_school``, ``out_of_labor_force`` and ``not_working`` (which some surveys
+  do not distinguish from unemployment).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,20 +20,17 @@ from numpy.typing import NDArray
 from labor_llm.careers import Careers
 from labor_llm.taxonomy import Taxonomy
 
-WORKING = frozenset({"military"})
-"""States of a taxonomy that are work."""
-SEEKING = frozenset({"unemployed"})
-"""States of a taxonomy that belong to the labor force and are no work."""
-SET_EVENTS = ("leave_work", "leave_labor_force", "enter_work")
+LEAVE_LABOR_FORCE = "leave_labor_force"
+SET_EVENTS = ("leave_work", LEAVE_LABOR_FORCE, "enter_work")
 BLOCK = 1 << 14
 """Rows that are looked at together: temporary arrays stay below 50 MB for 335 occupations."""
 
 
 def sets_left(taxonomy: Taxonomy) -> dict[str, frozenset[str]]:
     """The codes whose leaving is the event, for every one of ``SET_EVENTS``."""
-    without_work = taxonomy.states - WORKING
+    without_work = taxonomy.states - taxonomy.states_of("working")
     work = frozenset(taxonomy.codes) - without_work
-    return dict(zip(SET_EVENTS, (work, work | (SEEKING & taxonomy.states), without_work), strict=True))
+    return dict(zip(SET_EVENTS, (work, work | taxonomy.states_of("unemployed"), without_work), strict=True))
 
 
 def event_columns(
@@ -41,7 +39,8 @@ def event_columns(
     """For every event a column of its name, whether it happened, and ``<name>_logit``, its log-odds as foretold.
 
     Both are null where the record is not at risk, the log-odds also without a distribution, and both everywhere if
-    the taxonomy has no code that the event could lead from or to.
+    the taxonomy has no code that the event could lead from or to, or nobody is in a state that tells the event
+    from another.
     """
     previous, occupation = careers.previous, careers.table["occupation"]
     sets = sets_left(careers.taxonomy)
@@ -49,6 +48,8 @@ def event_columns(
     columns = {}
     for name, codes in sets.items():
         possible = 0 < len(codes) < len(careers.taxonomy.codes)
+        if name == LEAVE_LABOR_FORCE:
+            possible &= occupation.is_in(list(careers.taxonomy.states_of("unemployed"))).any()
         at_risk = previous.is_in(list(codes)).fill_null(False) & possible
         columns[name] = _where(at_risk, ~occupation.is_in(list(codes)))
         logit = pl.Series(logits[name]) if logits else pl.repeat(None, len(careers), dtype=pl.Float64, eager=True)

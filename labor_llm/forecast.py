@@ -83,9 +83,9 @@ def _warn_of_later_records(careers: Careers, until: int | None, cutoff: int) -> 
 
 def _write(future: Future, table: pl.DataFrame, folder: Path, keep_paths: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    future.records.write_parquet(folder / "records.parquet")
+    future.records.write_parquet(folder.absolute() / "records.parquet")
     if keep_paths:
-        future.paths.write_parquet(folder / "paths.parquet")
+        future.paths.write_parquet(folder.absolute() / "paths.parquet")
     run_folder.write_atomically(folder / "forecast.csv", table.write_csv())
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from labor_llm import run_folder
 from labor_llm.careers import Careers
 from labor_llm.datasets import Dataset
+from labor_llm.paths import from_home
 from labor_llm.precision import bfloat16_pays_below
 from labor_llm.prepared import prepared_path, read_prepared
 from labor_llm.source_code import code_hash
@@ -51,7 +52,7 @@ def decisive(config: Mapping[str, Any], careers: Careers) -> dict[str, Any]:
             OmegaConf.update(settings, key, None)
     found = plain(settings) | {"data": careers.fingerprint}
     if "runs" in found["model"]:  # where they lie decides nothing, and their folders' names say what they are
-        runs = [Path(run).expanduser().resolve().name for run in found["model"]["runs"]]
+        runs = [from_home(Path(run)).resolve().name for run in found["model"]["runs"]]
         found["model"] |= {"runs": runs, "components": None}
     return found
 

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from labor_llm import parquet_files
 from labor_llm.careers import Careers
 from labor_llm.errors import RunError
 from labor_llm.events import SET_EVENTS, blocks, event_columns
@@ -157,7 +158,7 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write a Parquet file, whole or not at all."""
         partial = path.with_name(f"{path.name}.partial")
-        self.table.write_parquet(partial, metadata={METADATA_KEY: json.dumps(self.choice_set)})
+        self.table.write_parquet(partial.absolute(), metadata={METADATA_KEY: json.dumps(self.choice_set)})
         partial.replace(path)
 
     @classmethod
@@ -169,11 +170,11 @@ class Predictions:
         if not path.is_file():
             raise RunError(f"there are no predictions at {path}; name the file of a complete run.")
         try:
-            choice_set = pl.read_parquet_metadata(path)[METADATA_KEY]
+            choice_set = parquet_files.metadata(path)[METADATA_KEY]
         except (pl.exceptions.ComputeError, KeyError):
             raise RunError(f"{path} is not a file of predictions written by labor-llm.") from None
-        columns = [name for name in pl.read_parquet_schema(path) if distribution or name != "log_probs"]
-        table = pl.read_parquet(path, columns=columns)
+        columns = [name for name in parquet_files.schema(path) if distribution or name != "log_probs"]
+        table = parquet_files.scanned(path).select(columns).collect()
         if "log_prob_raw" not in columns:  # written by the first version
             table = table.with_columns(log_prob_raw=pl.col("log_prob") + pl.col("log_mass"))
         return cls(_completed(table), tuple(json.loads(choice_set)))

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig
@@ -11,23 +10,24 @@ from rich.console import Console
 from labor_llm.build import build
 from labor_llm.careers import Careers
 from labor_llm.datasets import Dataset
+from labor_llm.datasets.report import counted
 from labor_llm.datasets.variables import HasVariables, Variables
 from labor_llm.description.counts import Description
 from labor_llm.description.counts import describe as described
 from labor_llm.description.page import page, show
 from labor_llm.description.typical import typical_careers
 from labor_llm.errors import ConfigError, wrong_number
+from labor_llm.prepared import lines_of, prepared_path
 from labor_llm.prepared import prepare as prepared
-from labor_llm.prepared import prepared_path
 from labor_llm.run_folder import check_possible, write_atomically
 from labor_llm.templates import Titles
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 8
-"""Codes that could not be carried over which are named in the terminal; prepare.json has all."""
-FEWEST = 10
-"""Persons with a code before the terminal names it."""
+"""Variables that a line names."""
+MOST_FREQUENT = 3
+"""Occupations that ``prepare`` names."""
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -36,7 +36,7 @@ def prepare(cfg: DictConfig) -> None:
     facts = prepared(dataset, Path(cfg.outputs))
     path = prepared_path(dataset, Path(cfg.outputs))
     description = described(Careers.read_parts(path), dataset.split)
-    for line in (*_report_lines(facts["report"]), *_summary_lines(description), f"table: {path}"):
+    for line in (*lines_of(facts), *_summary_lines(description), f"table: {path}"):
         logger.info("%s", line)
 
 
@@ -61,7 +61,7 @@ def describe(cfg: DictConfig) -> None:
         first = next(Careers.read_parts(path))
         shown = first.select_persons(first.table["person_id"].unique(maintain_order=True)[: cfg.show_records])
         Console().print(
-            f"The careers of {_counted(shown.persons, 'person')}, which are not on the page:", style="bold"
+            f"The careers of {counted(shown.persons, 'person')}, which are not on the page:", style="bold"
         )
         for text in template.texts(shown, Titles()):
             Console().print(text, markup=False, highlight=False)
@@ -84,45 +84,34 @@ def variables(cfg: DictConfig) -> None:
     logger.info("list: %s", path)
 
 
-def _report_lines(report: dict[str, Any]) -> list[str]:
-    """What became of the source's records."""
-    lines = [
-        f"{_counted(sizes['persons'], 'person')}, {sizes['records']:,} {step}"
-        for step, sizes in report["steps"].items()
-    ]
-    lines += [
-        f"  left out: {_counted(sizes['records'], 'record')} of {_counted(sizes['persons'], 'person')}: {reason}"
-        for reason, sizes in report["dropped"].items()
-    ]
-    found, carried = report["codes"]["found"], report["codes"]["carried"]
-    if found:
-        lines.append(f"  carried over: {carried:,} of {found:,} occupation codes ({100 * carried / found:.1f}%)")
-    unmapped = report["unmapped"]
-    frequent = [code for code in unmapped if code["persons"] >= FEWEST][:SHOWN]
-    for code in frequent:
-        title = code["title"] or "not in the scheme"
-        lines.append(f"    {code['scheme']} {code['code']} ({title}): {code['records']:,} records")
-    if len(unmapped) > len(frequent):
-        lines.append(f"    {_counted(len(unmapped) - len(frequent), 'rarer code')}; all are in prepare.json")
-    return lines + [f"note: {note}" for note in report["notes"]]
-
-
 def _summary_lines(description: Description) -> list[str]:
     summary = description.summary()
     first, last = summary["years"]
     stays = "" if description.stay_rate is None else f"{100 * description.stay_rate:.1f}%"
     lines = [
         f"{description.dataset} ({description.source})",
-        f"{_counted(summary['persons'], 'person')}, {_counted(summary['records'], 'record')}, {first} to {last}, "
-        f"{_counted(summary['occupations'], 'occupation')} and {_counted(summary['states'], 'state')}; "
+        f"{counted(summary['persons'], 'person')}, {counted(summary['records'], 'record')}, {first} to {last}, "
+        f"{counted(summary['occupations'], 'occupation')} and {counted(summary['states'], 'state')}; "
         "after a person's first record, the occupation or state of the one before in "
         f"{stays or 'none: nobody has two'}",
     ]
+    lines.append(f"most frequent: {'; '.join(_most_frequent(description)) or 'no occupation'}")
     sizes = {part: (persons, records) for part, records, persons in description.splits.iter_rows()}
     for part in ("train", "valid", "test"):
         persons, records = sizes.get(part, (0, 0))
-        lines.append(f"  {part:<5} {_counted(persons, 'person')}, {_counted(records, 'record')}")
+        lines.append(f"  {part:<5} {counted(persons, 'person')}, {counted(records, 'record')}")
     return lines
+
+
+def _most_frequent(description: Description) -> list[str]:
+    """The most frequent occupations with their titles, so that a wrong coding shows."""
+    titles, states = description.taxonomy.titles, list(description.taxonomy.states)
+    jobs = description.occupations.filter(~pl.col("occupation").is_in(states))
+    jobs = jobs.sort("records", "occupation", descending=[True, False]).head(MOST_FREQUENT)
+    return [
+        f"{titles[code]} ({code}), {counted(records, 'record')}"
+        for code, records in jobs.select("occupation", "records").iter_rows()
+    ]
 
 
 def _variable_lines(listed: Variables) -> list[str]:
@@ -133,7 +122,7 @@ def _variable_lines(listed: Variables) -> list[str]:
         years: list[int] = rows["year"].drop_nulls().to_list()
         span = f", {min(years)} to {max(years)}" if years else ""
         need = "needed" if rows["needed"].all() else "optional"
-        lines.append(f"{concept}: {_counted(rows.height, 'variable')}{span} ({need})")
+        lines.append(f"{concept}: {counted(rows.height, 'variable')}{span} ({need})")
         once = rows.filter(sources=1)
         if not once.is_empty():
             lines.append(f"  one source only, check before relying on them: {_listed(once)}")
@@ -151,8 +140,3 @@ def _listed(rows: pl.DataFrame) -> str:
     ]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
-
-
-def _counted(number: int, noun: str) -> str:
-    """A number with what it counts: 1 state, 2,000 states."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import Dataset
-from labor_llm.datasets.report import Report
+from labor_llm.datasets.report import Report, lines
 from labor_llm.errors import ConfigError, DataError, LaborLLMError
 from labor_llm.run_folder import check_possible, write_atomically
 from labor_llm.source_code import code_hash, modules
@@ -22,6 +22,7 @@ from labor_llm.taxonomy import PACKAGED
 
 logger = logging.getLogger(__name__)
 
+FILES_SHOWN = 3
 FOLDER_NAME = re.compile(r"[\w+=,-][\w.+=,-]*")
 FOLDER_RULE = "names a folder: letters, digits and _ . + = , - only"
 
@@ -31,6 +32,11 @@ def prepared_path(dataset: Dataset, outputs: Path) -> Path:
     if not FOLDER_NAME.fullmatch(dataset.name):
         raise ConfigError(f"dataset.name {FOLDER_RULE}, got {dataset.name!r}")
     return outputs / dataset.name / "careers.parquet"
+
+
+def prepared_lines(dataset: Dataset, outputs: Path) -> list[str]:
+    """What became of the records of a prepared dataset: what ``prepare`` prints of them."""
+    return lines_of(_read(prepared_path(dataset, outputs).with_name("prepare.json")))
 
 
 def read_prepared(dataset: Dataset, outputs: Path) -> Careers:
@@ -51,21 +57,44 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     stamp: dict[str, Any] = {"settings": _settings(dataset), "code": _code(dataset), "files": _files(dataset)}
     with FileLock(path.with_name(".prepare.lock")):
-        if path.is_file() and record.is_file():
-            before = _read(record)
-            if _still_holds(before, stamp, raw=_is_there(dataset, before)):
-                logger.info("prepared before: %s", path)
-                return before
+        before = _read(record) if path.is_file() and record.is_file() else None
+        if before is not None and _still_holds(before, stamp, raw=_is_there(dataset, before)):
+            logger.info("prepared before: %s", path)
+            return before
         report, fresh = Report(), path.with_name(".fresh.parquet")
         try:
             fingerprint = write_parts(_shown(dataset.parts(report), dataset.name), fresh)
         except LaborLLMError as error:
             raise type(error)(f"{error}{_hint(dataset, path, record)}") from error
+        stamp["replaced"] = _replaced(before, stamp, dataset.name)
         record.unlink(missing_ok=True)
         fresh.replace(path)
         stamp |= {"split": repr(dataset.split), "report": report.to_dict(), "fingerprint": fingerprint}
         write_atomically(record, json.dumps(stamp, indent=1))
     return stamp
+
+
+def lines_of(facts: Mapping[str, Any]) -> list[str]:
+    """What became of a dataset's records, and what its table replaced; ``facts``: of prepare.json."""
+    replaced = facts.get("replaced")
+    return [*lines(facts["report"]), *([f"note: {replaced}"] if replaced else [])]
+
+
+def _replaced(before: Mapping[str, Any] | None, now: Mapping[str, Any], name: str) -> str | None:
+    """A sentence on the table of the same name that there was, if it was made of other files or settings."""
+    if before is None:
+        return None
+    of_then, of_now = before["settings"], now["settings"]
+    other = [f"dataset.{key}" for key in {**of_then, **of_now} if of_then.get(key) != of_now.get(key)]
+    paths = [] if before["files"].keys() == now["files"].keys() else list(before["files"])
+    if not other and not paths:
+        return None
+    made = [f"of {', '.join(paths[:FILES_SHOWN])}"] if paths else []
+    made += [f"with other values of {', '.join(other)}"] if other else []
+    return (
+        f"this table replaced one of the same name, {name!r}, that was made {' and '.join(made)}. To keep "
+        "several, give each a dataset.name of its own"
+    )
 
 
 def _read(record: Path) -> dict[str, Any]:

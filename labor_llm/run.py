@@ -34,8 +34,9 @@ from labor_llm.identity import (
     warn_of_other_code,
 )
 from labor_llm.models.base import OccupationModel, Workspace, check_scorable, choice_set
+from labor_llm.paths import from_home
 from labor_llm.predictions import Predictions
-from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, read_prepared
+from labor_llm.prepared import FOLDER_NAME, FOLDER_RULE, prepared_lines, read_prepared
 from labor_llm.processes import Processes, joined
 from labor_llm.splits import Split, Splits
 from labor_llm.tracking import JsonLines, NoTracker, Tracker
@@ -66,12 +67,14 @@ def _run(cfg: DictConfig, processes: Processes) -> float | None:
     _check_components(asked, careers)
     folder = processes.from_first(lambda: _folder(asked, careers, parts["model"]))
     if processes.from_first(lambda: run_folder.is_complete(folder)):
+        _log_preparation(dataset, cfg.outputs, processes)
         logger.info("already complete: %s", folder)
     else:
         config = processes.from_first(lambda: decided_before(asked, run_folder.stored_config(folder)))
         model = build(OmegaConf.create(config), ["model"])["model"]
         provenance = {"git_commit": run_folder.git_commit(), "data": careers.fingerprint}
         with _held(folder, parts["tracker"], config | provenance, processes) as tracker:
+            _log_preparation(dataset, cfg.outputs, processes)
             splits = _nonempty(_known(dataset.split(careers), cfg.known_until), cfg.predict)
             chosen = getattr(splits, cfg.predict)
             predicted = _sample(dataset.split, chosen, cfg.predict, "test_persons", config)
@@ -92,11 +95,18 @@ def _run(cfg: DictConfig, processes: Processes) -> float | None:
     return processes.from_first(lambda: _perplexity(folder))
 
 
+def _log_preparation(dataset: Dataset, outputs: str, processes: Processes) -> None:
+    """What was left out of the dataset and why, as ``prepare`` prints it; in a run folder, into its log, too."""
+    if processes.first:
+        for line in prepared_lines(dataset, Path(outputs)):
+            logger.info("%s", line)
+
+
 def with_fitted_language(cfg: DictConfig) -> DictConfig:
     """The config itself or, if ``model.fitted`` names a run, one with that run's language model and settings."""
     if cfg.model.get("fitted") is None:
         return cfg
-    fitted = run_folder.read_config(Path(cfg.model.fitted).expanduser())
+    fitted = run_folder.read_config(from_home(Path(cfg.model.fitted)))
     if fitted["model"]["_target_"] != cfg.model.language._target_:
         raise ConfigError(
             f"model.fitted: the run in {cfg.model.fitted} is of {fitted['name']!r}, which has no language model. "
@@ -114,7 +124,7 @@ def with_components(cfg: DictConfig) -> DictConfig:
         return cfg
     components: dict[str, Any] = {}
     for run in runs:
-        config = run_folder.fitting_run(Path(run).expanduser())
+        config = run_folder.fitting_run(from_home(Path(run)))
         alike = sum(name.partition(" ")[0] == config["name"] for name in components)
         components[f"{config['name']} {alike + 1}" if alike else config["name"]] = config["model"]
     changed = cfg.copy()
@@ -125,7 +135,7 @@ def with_components(cfg: DictConfig) -> DictConfig:
 def _check_components(config: Mapping[str, Any], careers: Careers) -> None:
     """A RunError if a run that a mixture names was fitted on other data, or on other persons of them."""
     for name in config["model"].get("runs", []):
-        run = Path(name).expanduser().resolve()
+        run = from_home(Path(name)).resolve()
         other = run_folder.fitting_run(run)
         if not is_of(run, other, careers):
             raise RunError(

@@ -21,6 +21,9 @@ from labor_llm.errors import DataError
 SOURCE_MARK = "::"
 """Stands in a pool's person_id between the name of the dataset and the person_id there."""
 
+POOL = "pool of "
+"""Begins the ``source`` of a pool's careers."""
+
 SALT = "labor-llm"
 """Of the hash of a person_id, unless a split has a salt of its own."""
 
@@ -118,9 +121,15 @@ def _person_ids(careers: Careers) -> pl.Series:
     return careers.table["person_id"].gather(careers.person_starts[:-1])
 
 
-def own_ids(person_ids: pl.Expr) -> pl.Expr:
-    """The person_id that a person has in their own dataset, pooled or not."""
+def without_source(person_ids: pl.Expr) -> pl.Expr:
+    """The person_id that a person of a pool has in their own dataset."""
     return person_ids.str.replace(f"^.*?{SOURCE_MARK}", "")
+
+
+def own_ids(careers: Careers) -> pl.Expr:
+    """The person_id that every person has in their own dataset, pooled or not."""
+    person_ids = pl.col("person_id")
+    return without_source(person_ids) if careers.source.startswith(POOL) else person_ids
 
 
 def hashed_places(person_ids: pl.Series, salt: str) -> NDArray[np.float64]:

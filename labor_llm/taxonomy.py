@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -10,9 +10,16 @@ import polars as pl
 
 from labor_llm import errors
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
+from labor_llm.text_files import check_encoding
 
 COLUMNS = ("code", "title", "kind")
 KINDS = ("occupation", "state")
+LABOR_FORCE = "labor_force"
+"""An optional column: what a state is, one of PLACES; empty where it is not known."""
+PLACES = ("working", "unemployed", "outside")
+BY_CODE = {"military": "working", "unemployed": "unemployed"}
+"""What states are of which the column says nothing, or is not there."""
 PACKAGED = Path(__file__).parent / "taxonomies"
 SHOWN = 3
 """Mistakes of one kind that a message names before it only counts them."""
@@ -27,11 +34,18 @@ class Taxonomy:
     """Code -> title, in the taxonomy's order."""
     states: frozenset[str]
     """The codes that are states of a person, not occupations."""
+    labor_force: Mapping[str, str] = field(default_factory=dict)
+    """State -> one of PLACES, where the taxonomy says so."""
 
     @property
     def codes(self) -> tuple[str, ...]:
         """All codes, states included, in the taxonomy's order."""
         return tuple(self.titles)
+
+    def states_of(self, place: str) -> frozenset[str]:
+        """The states that are one of PLACES."""
+        places = BY_CODE | dict(self.labor_force)
+        return frozenset(code for code in self.states if places.get(code) == place)
 
     def title(self, code: str) -> str:
         """The English title of a code."""
@@ -58,6 +72,9 @@ class Taxonomy:
         if padded:
             hint = f"Did you mean {padded[0]!r}? Leading zeros count."
             return f"unknown occupation code {code!r}{where}. {hint}"
+        titled = [known for known, title in self.titles.items() if title.lower() == code.lower()]
+        if titled:
+            return f"unknown occupation code {code!r}{where}. It is a title. Did you mean {titled[0]!r}?"
         return errors.unknown("occupation code", code, self.titles, where)
 
     @classmethod
@@ -71,7 +88,10 @@ class Taxonomy:
 
     @classmethod
     def from_csv(cls, path: Path, name: str | None = None) -> Self:
-        """A taxonomy of one's own: a CSV file with the columns code, title and kind (occupation or state)."""
+        """A taxonomy of one's own: a CSV file with the columns code, title and kind (occupation or state).
+
+        A column ``labor_force`` says which states are working, unemployed or outside.
+        """
         if not path.is_file():
             raise DataError(f"no taxonomy file at {path}")
         where = f"taxonomy file {path}"
@@ -80,17 +100,19 @@ class Taxonomy:
     @classmethod
     def named(cls, name: str) -> Self:
         """A packaged taxonomy, or that of a CSV file if the name ends so."""
-        return cls.from_csv(Path(name).expanduser()) if name.endswith(".csv") else cls.packaged(name)
+        return cls.from_csv(from_home(Path(name))) if name.endswith(".csv") else cls.packaged(name)
 
     def to_json(self) -> str:
         """The whole taxonomy as text, for the metadata of a file; ``from_json`` reads it."""
-        return json.dumps({"name": self.name, "titles": dict(self.titles), "states": sorted(self.states)})
+        facts = {"name": self.name, "titles": dict(self.titles), "states": sorted(self.states)}
+        return json.dumps(facts | ({LABOR_FORCE: dict(self.labor_force)} if self.labor_force else {}))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """What ``to_json`` wrote."""
         content = json.loads(text)
-        return cls(content["name"], content["titles"], frozenset(content["states"]))
+        states = frozenset(content["states"])
+        return cls(content["name"], content["titles"], states, content.get(LABOR_FORCE, {}))
 
     @classmethod
     def _from_table(cls, table: pl.DataFrame, name: str, where: str) -> Self:
@@ -98,10 +120,12 @@ class Taxonomy:
         if problems:
             raise DataError("\n".join([f"{where} cannot be used:", *(f"- {problem}" for problem in problems)]))
         titles = dict(table.select("code", "title").iter_rows())
-        return cls(name, titles, frozenset(table.filter(kind="state")["code"]))
+        places = dict(table.select("code", LABOR_FORCE).drop_nulls().iter_rows())
+        return cls(name, titles, frozenset(table.filter(kind="state")["code"]), places)
 
 
 def _read(content: bytes, where: str) -> pl.DataFrame:
+    check_encoding(content, where)
     try:
         table = pl.read_csv(content, infer_schema=False)  # codes are text: leading zeros count
     except pl.exceptions.PolarsError as error:
@@ -112,7 +136,9 @@ def _read(content: bytes, where: str) -> pl.DataFrame:
             f"{where} lacks the column {', '.join(map(repr, missing))}; "
             f"it must have code, title and kind, and has {', '.join(map(repr, table.columns))}"
         )
-    return table.select(COLUMNS)
+    if LABOR_FORCE not in table.columns:
+        table = table.with_columns(pl.lit(None, pl.String).alias(LABOR_FORCE))
+    return table.select(*COLUMNS, pl.col(LABOR_FORCE).replace("", None))
 
 
 def _problems(table: pl.DataFrame) -> list[str]:
@@ -128,11 +154,14 @@ def _problems(table: pl.DataFrame) -> list[str]:
             value != value.str.strip_chars() for value in (code, title)
         ),
         f"kind other than {' or '.join(KINDS)}": ~kind.fill_null("").is_in(KINDS),
+        f"{LABOR_FORCE} other than {', '.join(PLACES)} or nothing": ~pl.col(LABOR_FORCE).is_in(PLACES),
+        f"{LABOR_FORCE} of an occupation, which is work": (kind == "occupation")
+        & pl.col(LABOR_FORCE).is_not_null(),
     }
     problems = ["it has no rows"] if table.is_empty() else []
     for what, condition in broken.items():
         rows = table.with_row_index("row", offset=1).filter(condition)
-        shown = ", ".join(f"{row} (code {code!r}, {title!r})" for row, code, title, _ in rows[:SHOWN].iter_rows())
+        shown = ", ".join(f"{row} (code {code!r}, {title!r})" for row, code, title, *_ in rows[:SHOWN].iter_rows())
         if not rows.is_empty():
             problems.append(f"{what}: row {shown}{'' if len(rows) <= SHOWN else f', ... ({len(rows)} rows)'}")
     return problems

@@ -46,9 +46,9 @@ def tables(draw) -> pl.DataFrame:
             "survey": draw(words),
             "gender": draw(st.none() | words),
             "ethnicity": draw(st.none() | words),
-            "birth_year": draw(st.none() | st.integers(1800, 1900)),
+            "birth_year": draw(st.none() | st.integers(1940, 1950)),
         }
-        for year in draw(st.sets(st.integers(1900, 2099), min_size=1, max_size=4)):
+        for year in draw(st.sets(st.integers(1950, 2050), min_size=1, max_size=4)):
             varying = {
                 "year": year,
                 "occupation": draw(st.sampled_from(TAXONOMY.codes)),
@@ -87,6 +87,8 @@ WRONG = [
     ("region", "a\x85b"),
     ("gender", "two\nlines"),
     ("birth_year", 2100),
+    ("birth_year", 57),
+    ("birth_year", -5),
     ("log_wage", float("inf")),
     ("weight", float("nan")),
     ("weight", -1.0),

@@ -85,6 +85,29 @@ def test_states_of_a_users_own_are_outside_the_labor_force():
     }
 
 
+def test_the_taxonomy_says_which_states_are_work_and_which_seek_it():
+    titles = {"1": "Cook", "army": "Army", "looking": "Looking for work", "retired": "Retired"}
+    places = {"army": "working", "looking": "unemployed"}
+    taxonomy = Taxonomy("mine", titles, frozenset(titles) - {"1"}, places)
+    assert Taxonomy.from_json(taxonomy.to_json()) == taxonomy
+    assert sets_left(taxonomy) == {
+        "leave_work": {"1", "army"},
+        "leave_labor_force": {"1", "army", "looking"},
+        "enter_work": {"looking", "retired"},
+    }
+
+
+@pytest.mark.parametrize("state", ["in_school", "not_working", "out_of_labor_force"])
+def test_without_the_unemployed_leaving_the_labor_force_is_unknown_and_not_leaving_work_again(state):
+    careers = panel(person_id=["a"] * 3, year=[2000, 2001, 2002], occupation=["095", state, "095"])
+    columns = event_columns(careers, choice_set(careers), None)
+    assert columns["leave_work"].to_list() == [None, True, None]
+    assert columns["leave_labor_force"].null_count() == 3
+    known = panel(person_id=["a"] * 3, year=[2000, 2001, 2002], occupation=["095", "unemployed", state])
+    columns = event_columns(known, choice_set(known), None)
+    assert columns["leave_labor_force"].to_list() == [None, False, True]
+
+
 def test_without_a_distribution_it_is_known_what_happened_only(careers, log_probs):
     with_one, without = (event_columns(careers, choice_set(careers), each) for each in (log_probs, None))
     for event in SET_EVENTS:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labor_llm.datasets.investigator import ID, check_cohort, opened
+from labor_llm.datasets.investigator_files import files_of
 from labor_llm.datasets.nlsy import _questions
 from labor_llm.datasets.nlsy79 import NLSY79
 from labor_llm.datasets.report import Report
@@ -168,7 +169,7 @@ def test_an_extract_of_a_third_cohort_is_refused(tmp_path):
         ("<!DOCTYPE html><html>", "is a web page, not an extract: sign in"),
         ("%PDF-1.7", "is a PDF"),
         ('"' + ID + '","R0046400"', "has no respondents"),
-        (b"\xff\xfeR\x000\x00", "does not begin with the variables of an extract"),
+        (b"\xff\xfeR\x000\x00", "is written in UTF-16"),
         (
             "name,age\nAnn,3\n",
             "does not begin with the variables of an extract, such as R0000100, but with 'name,age'",
@@ -305,3 +306,18 @@ def test_broken_bytes_give_a_message_or_numbers_and_nothing_else(tmp_path, name)
                 extract.table([variable for variable in VARIABLES if variable in extract.variables])
             else:
                 list(NLSY79(raw=path).parts(Report()))
+
+
+@pytest.mark.parametrize("ending", ["xlsx", "xls", "ods"])
+def test_a_spreadsheet_of_an_extract_is_recognized(tmp_path, ending):
+    path = tmp_path / f"extract.{ending}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+    with pytest.raises(DataError, match="is a spreadsheet: give the zip as downloaded"):
+        files_of(path)
+
+
+def test_an_extract_in_utf_16_is_recognized(tmp_path):
+    (tmp_path / "extract.csv").write_bytes("R0000100,R1482600\n1,2\n".encode("utf-16"))
+    with pytest.raises(DataError, match="is written in UTF-16"):
+        opened(tmp_path / "extract.csv", {})

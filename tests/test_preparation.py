@@ -13,6 +13,7 @@ from labor_llm.configs import conf_folder
 from labor_llm.datasets.variables import COLUMNS, Variables
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.preparation import describe, prepare, variables
+from labor_llm.run import run
 
 ROWS = "person_id,year,occupation,status\n" + "".join(
     f"p{number},{year},{code},{status}\n"
@@ -43,6 +44,7 @@ def test_prepare_says_and_writes_what_became_of_the_records(config, tmp_path, ca
     assert "  carried over: 40 of 80 occupation codes (50.0%)" in caplog.messages
     assert "    census2010 9990 (Uncodeable): 40 records" in caplog.messages
     assert any("80 records, 2001 to 2002, 1 occupation and 1 state;" in line for line in caplog.messages)
+    assert "most frequent: Registered nurses (095), 40 records" in caplog.messages
     record = json.loads((tmp_path / "out/table/prepare.json").read_text())
     assert record["report"]["steps"]["records with an occupation or a state"] == {"persons": 40, "records": 80}
     assert record["report"]["unmapped"][0]["records"] == 40
@@ -152,3 +154,28 @@ def test_variables_writes_the_list_and_says_what_is_lacking(config, tmp_path, mo
 def test_a_dataset_without_variables_says_so(config):
     with pytest.raises(ConfigError, match="dataset 'table' is not downloaded variable by variable"):
         variables(config("prepare"))
+
+
+def test_a_table_that_replaces_another_one_of_its_name_says_so(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    prepare(config("prepare"))
+    assert not any("replaced" in line for line in caplog.messages)
+    prepare(config("prepare", "dataset.survey=T"))
+    assert any("'table', that was made with other values of dataset.survey. To keep" in m for m in caplog.messages)
+    (tmp_path / "other.csv").write_text(ROWS)
+    prepare(config("prepare", f"dataset.raw={tmp_path / 'other.csv'}", "dataset.survey=T"))
+    assert any(f"was made of {tmp_path / 'long.csv'}. To keep" in line for line in caplog.messages)
+
+
+def test_a_run_logs_what_was_left_out_as_prepare_does(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    settings = ["model=markov", "tracker=jsonl"]
+    run(config("run", *settings))
+    said = "  left out: 40 records of 40 persons: the occupation code has no counterpart in occ1990dd"
+    assert caplog.messages.count(said) == 1
+    log = next((tmp_path / "out/table/markov").glob("*/run.log")).read_text()
+    assert said in log
+    assert "note: this table replaced" not in log
+    run(config("run", *settings, "dataset.survey=T"))
+    logs = [path.read_text() for path in sorted((tmp_path / "out/table/markov").glob("*/run.log"))]
+    assert sum("note: this table replaced" in log for log in logs) == 1

@@ -22,6 +22,7 @@ id,year,occ,state,sex,pay,wt,hours
 1,2001,,2,1,,200,9
 1,2002,9990,1,1,,200,9
 """
+PACKED = {"csv": bytes, "csv.gz": gzip.compress, "csv.xz": lzma.compress}
 SETTINGS = {
     "name": "mine",
     "survey": "Mine",
@@ -240,7 +241,7 @@ def test_states_may_be_numbers_and_a_wage_is_one_of_two(panel, tmp_path):
     frame.write_parquet(tmp_path / "panel.parquet")
     assert len(read(Table(raw=tmp_path / "panel.parquet", **SETTINGS))) == 3
     with pytest.raises(DataError, match="unknown status '1' in row 1"):
-        read(Table(raw=tmp_path / "panel.parquet", **SETTINGS | {"recodes": {}}))
+        read(Table(raw=tmp_path / "panel.parquet", **SETTINGS | {"recodes": {"gender": {"1": None, "2": None}}}))
     frame.with_columns(log_wage=2.5).write_parquet(tmp_path / "both.parquet")
     with pytest.raises(ConfigError, match="name one of the two only"):
         read(Table(raw=tmp_path / "both.parquet", **SETTINGS))
@@ -252,3 +253,91 @@ def test_a_column_named_status_is_a_state_only_if_the_settings_say_so(tmp_path):
     report = Report()
     assert len(read(Table(name="mine", raw=tmp_path / "long.csv"), report)) == 1
     assert report.notes == ["columns of long.csv that are not used: status"]
+
+
+def test_columns_with_our_names_are_used_without_being_named(tmp_path):
+    lines = ["k,2001,3255,employed,20", "k,2002,,unemployed,", "k,2003,,in_school,0", "m,2001,3255,employed,-4"]
+    (tmp_path / "t.csv").write_text("\n".join(["person_id,year,occupation,status,wage", *lines]))
+    report = Report()
+    careers = read(Table(name="mine", raw=tmp_path / "t.csv", survey="S", scheme="census2010"), report)
+    assert careers.table["occupation"].to_list() == ["095", "unemployed", "in_school", "095"]
+    assert careers.table["log_wage"].to_list() == pytest.approx([2.9957323, None, None, None])
+    assert report.notes == []
+    assert report.to_dict()["notes"] == ["a wage of 0 or below is taken as unknown in 2 records of 2 persons"]
+
+
+def test_a_wage_and_its_log_under_our_names_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("person_id,year,occupation,wage,log_wage\na,2001,095,20,3.0\n")
+    with pytest.raises(ConfigError, match="name one of the two only"):
+        read(Table(name="mine", raw=tmp_path / "t.csv", survey="S"))
+
+
+def _refused(path, **settings):
+    with pytest.raises(DataError) as refused:
+        read(Table(**{"name": "mine", "raw": path, "survey": "S"} | settings))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("csv", bytes), ("csv.gz", gzip.compress), ("csv.xz", lzma.compress)]
+)
+def test_utf_16_is_recognized(tmp_path, encoding, ending, pack):
+    path = tmp_path / f"t.{ending}"
+    path.write_bytes(pack("person_id\tyear\toccupation\na\t2001\t095\n".encode(encoding)))
+    assert "is written in UTF-16" in _refused(path)
+
+
+def test_a_taxonomy_in_utf_16_is_recognized(tmp_path):
+    (tmp_path / "own.csv").write_bytes("code,title,kind\n1,Cook,occupation\n".encode("utf-16"))
+    (tmp_path / "t.csv").write_text("person_id,year,occupation\na,2001,1\n")
+    assert "own.csv is written in UTF-16" in _refused(tmp_path / "t.csv", taxonomy=str(tmp_path / "own.csv"))
+
+
+@pytest.mark.parametrize("header", ["R0000100,R1482600,T6657000", "PUBID_1997,CV_ESR_2003,YEMP_OCCODE_01_2004,x"])
+@pytest.mark.parametrize("ending", ["csv", "xlsx", "dta"])
+def test_an_extract_of_the_investigator_is_recognized_by_its_columns(tmp_path, header, ending):
+    frame, path = pd.DataFrame({name: [1] for name in header.split(",")}), tmp_path / f"t.{ending}"
+    write = {"csv": frame.to_csv, "xlsx": frame.to_excel}.get(ending)
+    write(path, index=False) if write else frame.to_stata(path, write_index=False)
+    assert "the columns of an extract of the NLS Investigator" in _refused(path)
+
+
+def test_unknown_codes_name_what_the_list_is_chosen_by(tmp_path):
+    (tmp_path / "t.csv").write_text("person_id,year,occupation\na,2001,3255\nb,2001,Registered nurses\n")
+    said = _refused(tmp_path / "t.csv")
+    assert "dataset.taxonomy names another list; for a table of your own, dataset.scheme a census list" in said
+    assert "'Registered nurses' in taxonomy 'occ1990dd'. It is a title. Did you mean '095'?" in said
+
+
+def test_codes_of_another_scheme_are_refused_if_none_fits_and_noted_if_many_do_not(tmp_path):
+    table = Table(name="mine", raw=tmp_path / "t.csv", survey="S", scheme="census1970")
+    rows = [f"p{number},2001,{code}" for number, code in enumerate([3255, 4110, 75])]
+    (tmp_path / "t.csv").write_text("\n".join(["person_id,year,occupation", *rows[:2]]))
+    with pytest.raises(DataError, match=r"none of the 2 .*'3255', is in dataset\.scheme=census1970.*census2010"):
+        read(table)
+    (tmp_path / "t.csv").write_text("\n".join(["person_id,year,occupation", *rows]))
+    report = Report()
+    read(table, report)
+    assert any("2 of 3 occupation codes are not in dataset.scheme=census1970" in note for note in report.notes)
+
+
+def test_labels_of_stata_that_stand_for_two_numbers_are_refused_with_their_column(tmp_path):
+    frame = pd.DataFrame({"person_id": [1, 2], "year": 2001, "occupation": "095", "gender": [1, 2]})
+    labels = {"gender": {1: "male", 2: "male"}}
+    frame.to_stata(tmp_path / "t.dta", write_index=False, value_labels=labels)
+    said = _refused(tmp_path / "t.dta")
+    assert "labels for column gender are not unique: give every number a label of its own" in said
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "csv.xz"])
+def test_text_that_is_not_utf_8_is_refused_with_the_cure(tmp_path, ending):
+    text = "person_id,year,occupation\nJosé,2001,095\n".encode("latin-1")
+    (tmp_path / f"t.{ending}").write_bytes(PACKED[ending](text))
+    assert "Save it as UTF-8" in _refused(tmp_path / f"t.{ending}")
+
+
+def test_a_value_without_a_label_of_stata_is_no_word(tmp_path):
+    frame = pd.DataFrame({"person_id": [1, 2], "year": 2001, "occupation": "095", "gender": [1, -4]})
+    frame.to_stata(tmp_path / "t.dta", write_index=False, value_labels={"gender": {1: "male"}})
+    assert "gender: '-4' in 1 record" in _refused(tmp_path / "t.dta")

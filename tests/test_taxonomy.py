@@ -60,6 +60,16 @@ def test_a_taxonomy_of_ones_own(tmp_path):
     assert Taxonomy.from_csv(tmp_path / "mine.csv", name="ours").name == "ours"
 
 
+def test_a_column_says_what_states_are(tmp_path):
+    rows = "1,Bakers,occupation,\nidle,Idle,state,unemployed\nold,Old,state,outside\nunemployed,No job,state,\n"
+    (tmp_path / "mine.csv").write_text(f"code,title,kind,labor_force\n{rows}")
+    taxonomy = Taxonomy.from_csv(tmp_path / "mine.csv")
+    assert taxonomy.states_of("unemployed") == {"idle", "unemployed"}
+    assert taxonomy.states_of("outside") == {"old"}
+    assert taxonomy.states_of("working") == set()
+    assert Taxonomy.packaged("occ1990dd").states_of("working") == {"military"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -73,6 +83,8 @@ def test_a_taxonomy_of_ones_own(tmp_path):
         (HEADER + '1,"Bak\ners",occupation\n', "line break"),
         (HEADER + "1, Bakers,occupation\n", "space before or after"),
         (HEADER + "1,Bakers,job\n", "kind other than occupation or state: row 1"),
+        ("code,title,kind,labor_force\n1,Idle,state,seeking\n", "labor_force other than working, unemployed"),
+        ("code,title,kind,labor_force\n1,Cook,occupation,working\n", "labor_force of an occupation.*row 1"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, content, message):

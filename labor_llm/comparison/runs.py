@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from labor_llm.errors import RunError
+from labor_llm.paths import from_home
 from labor_llm.predictions import Predictions
 from labor_llm.run_folder import CONFIG, METRICS, PREDICTIONS, fitted_on, is_complete, read_config
 
@@ -102,7 +103,7 @@ def _fitted_on(run: Any) -> Any:
     if not isinstance(run, str):
         return run
     try:
-        return fitted_on(read_config(Path(run).expanduser()))
+        return fitted_on(read_config(from_home(Path(run))))
     except RunError:
         return Path(run).name
 

@@ -28,7 +28,9 @@ from pydantic.dataclasses import dataclass
 from labor_llm import errors
 from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
+from labor_llm.datasets.words import Recodes, Texts, check_words
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
 from labor_llm.splits import Split
 from labor_llm.taxonomy import Taxonomy
 
@@ -66,16 +68,16 @@ class CareerText:
     """Settings of text files of the CAREER reference code."""
 
     name: str = "career_text"
-    raw: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    raw: Annotated[Path, AfterValidator(from_home)] | None = None
     """The folder with the files."""
     taxonomy: str | None = None
     """Of which the job tokens are codes: a packaged name, or the path of a CSV file with the columns code, title
     and kind. Null: every token is an occupation, and its own title."""
     survey: str = "resumes"
     """The source's name as the text states it."""
-    missing: list[str] = Field(default_factory=lambda: ["<unk>", "unknown", "NA", "nan", "none"])
+    missing: Texts = Field(default_factory=lambda: ["<unk>", "unknown", "NA", "nan", "none"])
     """Tokens of covariates that say nothing."""
-    recodes: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    recodes: Recodes = Field(default_factory=dict)
     """education, ethnicity, gender or region -> a token -> our word for it; null: unknown."""
     same_year: Literal["refuse", "first", "last"] = "refuse"
     """Which of several records that a person has in one year is kept, in the order of the line."""
@@ -89,7 +91,7 @@ class CareerText:
     @property
     def files(self) -> list[Path]:
         """Every file of the format that the folder has, and the taxonomy if it is a file."""
-        own = [Path(self.taxonomy).expanduser()] if self.taxonomy and self.taxonomy.endswith(".csv") else []
+        own = [from_home(Path(self.taxonomy))] if self.taxonomy and self.taxonomy.endswith(".csv") else []
         return own if self.raw is None else [*(self.raw / name for name in _names() if self._has(name)), *own]
 
     def parts(self, report: Report) -> Iterator[Careers]:
@@ -189,11 +191,13 @@ class CareerText:
         for field, words in self.recodes.items():
             if field in records.columns:
                 records = records.with_columns(pl.col(field).replace(words))
-        return records.with_columns(
+        records = records.with_columns(
             pl.col(name).str.replace_all("_", " ", literal=True).str.strip_chars()
             for name in RECODED
             if name in records.columns
         )
+        check_words(records, self.recodes, str(self.raw))
+        return records
 
     def _one_a_year(self, records: pl.DataFrame, report: Report) -> pl.DataFrame:
         """One record per person and year, if the settings say which."""

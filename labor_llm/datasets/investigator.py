@@ -17,6 +17,7 @@ import polars as pl
 
 from labor_llm.datasets.investigator_files import OTHERWISE, Files, check_kind, files_of, readable
 from labor_llm.errors import DataError
+from labor_llm.text_files import check_encoding
 
 ID = "R0000100"
 """The respondent's identifier, in both cohorts."""
@@ -109,6 +110,12 @@ class Extract:
         return whole
 
 
+def is_header(names: Sequence[str]) -> bool:
+    """Whether most columns of a table are an extract's: reference numbers, or questions with a year."""
+    theirs = [name for name in names if NUMBER.fullmatch(name) or QUESTION_AND_YEAR.fullmatch(name)]
+    return 2 * len(theirs) > len(names)
+
+
 def opened(path: Path, known: Mapping[str, str]) -> Extract:
     """The extract at a path: a zip, a folder, or one of its files; DataError if there is none, or several.
 
@@ -118,6 +125,7 @@ def opened(path: Path, known: Mapping[str, str]) -> Extract:
         files = files_of(path)
         content = files.read(files.data)
         check_kind(content, files.where)
+        check_encoding(content, files.where)
         is_csv = files.data.lower().endswith(".csv")
         extract = _from_csv(files, content, known) if is_csv else _from_columns(files, content)
     if ID not in extract.variables:

@@ -27,6 +27,7 @@ BROKEN = (
     ValueError,
     OverflowError,
 )
+SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 OTHERWISE = (
     "A table that has one row per person and year is read by dataset=table, and the cleaned panel of the NLSY97 "
     "by dataset=nlsy97_panel"
@@ -92,6 +93,8 @@ def files_of(path: Path) -> Files:
         return _only_extract(path, names, lambda name: (path / name).read_bytes(), zips)
     if not path.is_file():
         raise DataError(f"dataset.raw: there is neither a file nor a folder at {path.absolute()}")
+    if path.suffix.lower() in SPREADSHEETS:
+        raise DataError(f"{path} is a spreadsheet: give the zip as downloaded, or the csv in it. {OTHERWISE}")
     if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
         return _of_zip(path)
     family = [name for name in _names(path.parent) if _stem(name) == _stem(path.name)]

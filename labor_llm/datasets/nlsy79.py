@@ -52,6 +52,7 @@ from labor_llm.datasets.nlsy import (
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import careers_of
 from labor_llm.datasets.variables import Variables
+from labor_llm.paths import from_home
 from labor_llm.schemes import Target
 from labor_llm.splits import SplitByPerson
 
@@ -119,7 +120,7 @@ class NLSY79:
     """Settings of the NLSY79."""
 
     name: str = "nlsy79"
-    raw: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    raw: Annotated[Path, AfterValidator(from_home)] | None = None
     """The Investigator's zip, the folder it was unpacked to, or its csv, dat or dct."""
     taxonomy: Target = "occ1990dd"
     """occ1990dd, or native: as the survey coded it, in three census lists."""

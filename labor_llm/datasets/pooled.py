@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from labor_llm.careers import Careers
 from labor_llm.datasets.report import Report
 from labor_llm.errors import DataError
-from labor_llm.splits import SOURCE_MARK, Share, SplitByPerson, hashed_places, own_ids
+from labor_llm.splits import POOL, SOURCE_MARK, Share, SplitByPerson, hashed_places, without_source
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -27,7 +27,7 @@ class SplitBySource(SplitByPerson):
     """The split of the pooled datasets: by the person_id that a person has there."""
 
     def _ids(self, person_ids: pl.Series) -> pl.Series:
-        return person_ids.to_frame().select(own_ids(pl.col(person_ids.name))).to_series()
+        return person_ids.to_frame().select(without_source(pl.col(person_ids.name))).to_series()
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -86,9 +86,7 @@ class Pooled:
                 taken = self._sampled(part, source)
                 report.count(f"records taken of {source}", taken)
                 if not taken.is_empty():
-                    yield replace(
-                        part, table=taken, dataset=self.name, source=f"pool of {', '.join(self.sources)}"
-                    )
+                    yield replace(part, table=taken, dataset=self.name, source=f"{POOL}{', '.join(self.sources)}")
 
     def _path(self, source: str) -> Path:
         return self.folder / source / "careers.parquet"

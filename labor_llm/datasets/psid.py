@@ -35,12 +35,14 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from labor_llm.careers import Careers
+from labor_llm.columns import OLDEST
 from labor_llm.datasets.psid_codes import recoded
 from labor_llm.datasets.psid_files import DataFile, data_files
 from labor_llm.datasets.report import Report
 from labor_llm.datasets.survey import careers_of
 from labor_llm.datasets.variables import Variables
 from labor_llm.errors import ConfigError, DataError
+from labor_llm.paths import from_home
 from labor_llm.schemes import Target
 from labor_llm.splits import SplitByPerson
 
@@ -77,7 +79,7 @@ class Psid:
     """Settings of the PSID."""
 
     name: str = "psid"
-    raw: Annotated[Path, AfterValidator(Path.expanduser)] | None = None
+    raw: Annotated[Path, AfterValidator(from_home)] | None = None
     """A folder with the packaged files, zipped or not; or a Data Center job of all individuals."""
     taxonomy: Target = "occ1990dd"
     first_wave: int = Field(default=1981, ge=1968, le=2021)
@@ -324,12 +326,13 @@ def _most_frequent(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _constant(years: pl.DataFrame) -> pl.DataFrame:
-    """The ethnicity that is known first, for all years; no birth year if it lies after the first record."""
+    """The ethnicity that is known first, for all years; no birth year that makes an age impossible."""
     years = years.sort("person_id", "year")
-    first_year, ethnicity = pl.col("year").min().over("person_id"), pl.col("ethnicity").drop_nulls().first()
+    ethnicity = pl.col("ethnicity").drop_nulls().first()
+    ages = pl.col("year") - pl.col("birth_year")
     return years.with_columns(
         ethnicity=ethnicity.over("person_id"),
-        birth_year=pl.when(pl.col("birth_year") <= first_year).then("birth_year"),
+        birth_year=pl.when(ages.is_between(0, OLDEST).all().over("person_id")).then("birth_year"),
     )
 
 

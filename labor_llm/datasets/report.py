@@ -4,6 +4,10 @@ from typing import Any
 
 import polars as pl
 
+SHOWN = 8
+"""Codes that could not be carried over which are named in the terminal; prepare.json has all."""
+FEWEST = 10
+"""Persons with a code before the terminal names it."""
 UNMAPPED = {"scheme": pl.String, "code": pl.String, "title": pl.String, "records": pl.Int64, "persons": pl.Int64}
 
 
@@ -16,6 +20,8 @@ class Report:
         self.dropped: dict[str, dict[str, int]] = {}
         """Reason -> persons and records that were left out for it; a person may be in several."""
         self.notes: list[str] = []
+        self.unknown: dict[str, dict[str, int]] = {}
+        """What a value is -> persons and records in which it is taken as unknown."""
         self.codes = {"found": 0, "carried": 0}
         """Records with an occupation code of a survey, and those whose code was carried over to the taxonomy.
 
@@ -31,6 +37,11 @@ class Report:
         """Records that are left out, if there are any; the table has a column ``person_id``."""
         if not table.is_empty():
             _add(self.dropped, reason, table)
+
+    def take_as_unknown(self, what: str, table: pl.DataFrame) -> None:
+        """Records that have a value which says nothing, if there are any; the table has a column ``person_id``."""
+        if not table.is_empty():
+            _add(self.unknown, what, table)
 
     def note(self, text: str) -> None:
         """A remark for the user, such as a variable that the extract lacks and what that costs."""
@@ -62,7 +73,14 @@ class Report:
             "dropped": self.dropped,
             "codes": self.codes,
             "unmapped": self.unmapped.to_dicts(),
-            "notes": self.notes,
+            "notes": [
+                *self.notes,
+                *(
+                    f"{what} is taken as unknown in {counted(sizes['records'], 'record')} of "
+                    f"{counted(sizes['persons'], 'person')}"
+                    for what, sizes in self.unknown.items()
+                ),
+            ],
         }
 
 
@@ -71,3 +89,31 @@ def _add(counts: dict[str, dict[str, int]], name: str, table: pl.DataFrame) -> N
     line = counts.setdefault(name, {"persons": 0, "records": 0})
     line["persons"] += table["person_id"].n_unique()
     line["records"] += table.height
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """What became of the source's records, of a report as prepare.json has it."""
+    said = [
+        f"{counted(sizes['persons'], 'person')}, {sizes['records']:,} {step}"
+        for step, sizes in report["steps"].items()
+    ]
+    said += [
+        f"  left out: {counted(sizes['records'], 'record')} of {counted(sizes['persons'], 'person')}: {reason}"
+        for reason, sizes in report["dropped"].items()
+    ]
+    found, carried = report["codes"]["found"], report["codes"]["carried"]
+    if found:
+        said.append(f"  carried over: {carried:,} of {found:,} occupation codes ({100 * carried / found:.1f}%)")
+    unmapped = report["unmapped"]
+    frequent = [code for code in unmapped if code["persons"] >= FEWEST][:SHOWN]
+    for code in frequent:
+        title = code["title"] or "not in the scheme"
+        said.append(f"    {code['scheme']} {code['code']} ({title}): {code['records']:,} records")
+    if len(unmapped) > len(frequent):
+        said.append(f"    {counted(len(unmapped) - len(frequent), 'rarer code')}; all are in prepare.json")
+    return said + [f"note: {note}" for note in report["notes"]]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts: 1 state, 2,000 states."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

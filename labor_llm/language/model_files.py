@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from labor_llm.errors import ConfigError
+from labor_llm.paths import from_home
 
 CONFIGS = ("config.json", "adapter_config.json")
 WHOLE = " Copy the model's folder (config.json, tokenizer.json, *.safetensors) there."
@@ -32,7 +33,7 @@ class ModelFiles:
     @cached_property
     def folder(self) -> str:
         """The folder on this machine, or the name on the hub."""
-        path = Path(self.path).expanduser()
+        path = from_home(Path(self.path))
         folder = path.parent if self._is_gguf else path
         return str(folder.absolute() if folder.is_dir() else folder)
 

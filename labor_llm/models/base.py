@@ -175,6 +175,6 @@ class OccupationModel(ABC):
 
 def person_hashes(careers: Careers) -> set[str]:
     """What recognises a person again: 64 bits of a hash of the survey and the person_id."""
-    person = pl.concat_str("survey", own_ids(pl.col("person_id")), separator="\n")
+    person = pl.concat_str("survey", own_ids(careers), separator="\n")
     persons = careers.table.select(person.unique()).to_series()
     return {hashlib.sha256(person.encode()).hexdigest()[:16] for person in persons}

@@ -32,6 +32,7 @@ from labor_llm.language.states import device_of
 from labor_llm.models.base import OccupationModel, Workspace
 from labor_llm.models.empirical import Empirical
 from labor_llm.models.language import LanguageModel
+from labor_llm.paths import from_home
 from labor_llm.predictions import ChoiceProbabilities, choice_indices
 from labor_llm.run_folder import MODEL
 
@@ -53,7 +54,7 @@ class Embedding(OccupationModel):
     name: str
     language: LanguageModel
     """Whose states are taken; fitted here unless ``fitted`` names a run in which it was."""
-    fitted: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] | None = None
+    fitted: Annotated[Path, AfterValidator(lambda path: from_home(path).absolute())] | None = None
     """The folder of a complete run of ``language``."""
     pca: int | None = Field(default=None, ge=1)
     """How many principal components of the states are used; all numbers of the states if None."""

@@ -25,6 +25,7 @@ from labor_llm.errors import ConfigError, RunError
 from labor_llm.events import blocks
 from labor_llm.models.base import Facts, OccupationModel, Workspace, person_hashes
 from labor_llm.models.stored import stored_predictions
+from labor_llm.paths import from_home
 from labor_llm.predictions import ChoiceProbabilities, RealizedProbabilities, choice_indices
 from labor_llm.run_folder import MODEL, from_here
 
@@ -50,7 +51,7 @@ class Mixture(OccupationModel):
 
     name: str = "mixture"
     runs: Annotated[
-        list[Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]], Field(min_length=2)
+        list[Annotated[Path, AfterValidator(lambda path: from_home(path).absolute())]], Field(min_length=2)
     ]
     """Folders of the runs."""
     by: Literal["history"] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from labor_llm import parquet_files
 from labor_llm.careers import Careers
 from labor_llm.predictions import COVARIATES, ChoiceProbabilities, Predictions, RealizedProbabilities
 from labor_llm.run_folder import PREDICTIONS, from_here, is_complete, read_config
@@ -64,7 +65,7 @@ def _read(
     if known.realized_only:
         raw = known.table.filter(of_persons)["log_prob_raw"]
         return RealizedProbabilities(raw.fill_null(float("nan")).to_numpy())
-    if "log_probs" not in pl.read_parquet_schema(path):
+    if "log_probs" not in parquet_files.schema(path):
         return None
     table = Predictions.read(path).table.filter(of_persons)
     bound = table["error_bound"]
