@@ -75,7 +75,7 @@ def test_others_are_not_taken(run, changes):
         {"weight": pl.col("weight") + 1},
         {"year": pl.col("year") + 1},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_other_records_are_not_taken_for_these(run, change):
     changed = replace(TEST, table=TEST.table.with_columns(**change))
