@@ -1,5 +1,6 @@
 """The command line: a verb, then Hydra's overrides."""
 
+import errno
 import logging
 import re
 import signal
@@ -58,6 +59,8 @@ labor-llm VERB --help lists what can be chosen; labor-llm VERB --cfg job shows t
 """
 
 
+OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""Errors of a full or read-only disk, of missing rights, and of names that are too long."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user decides how the threads of OpenMP wait."""
 
@@ -222,26 +225,37 @@ def _task(verb: str) -> TaskFunction:
         try:
             check_values(cfg)
             return resolve_name(VERBS[verb])(cfg)
-        except LaborLLMError as error:
-            if _wants_traceback():
-                raise
-            raise _refusal(error) from error
-        except Exception:
-            if _in_sweep():  # Hydra shows the first failure of a sweep only, and at its end
+        except Exception as error:
+            message = _message(error)
+            if message and not _wants_traceback():
+                raise _refusal(message) from error
+            if not message and _in_sweep():  # Hydra shows the first failure of a sweep only, and at its end
                 traceback.print_exc()
             raise
 
     return task
 
 
-def _refusal(error: LaborLLMError) -> BaseException:
+def _message(error: Exception) -> str | None:
+    """The sentence for an error that the user can mend, here or on the machine; None for our own mistakes."""
+    if isinstance(error, LaborLLMError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the system refuses: {error.strerror}{where}. Mend it; the same command goes on from what was saved"
+        )
+    return None
+
+
+def _refusal(message: str) -> BaseException:
     """What ends a single run at once, and lets the other jobs of a sweep go on."""
     if not _in_sweep():
-        _say(str(error))
+        _say(message)
         return SystemExit(2)
     config = HydraConfig.get()
-    _say(f"job {config.job.num} ({' '.join(config.overrides.task)}): {error}")
-    return JobFailedError(str(error))
+    _say(f"job {config.job.num} ({' '.join(config.overrides.task)}): {message}")
+    return JobFailedError(message)
 
 
 def _in_sweep() -> bool:

@@ -19,7 +19,7 @@ from labor_llm.description.typical import typical_careers
 from labor_llm.errors import ConfigError, wrong_number
 from labor_llm.prepared import lines_of, prepared_path
 from labor_llm.prepared import prepare as prepared
-from labor_llm.run_folder import check_possible, write_atomically
+from labor_llm.run_folder import make_folder, write_atomically
 from labor_llm.templates import Titles
 
 logger = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ def variables(cfg: DictConfig) -> None:
         raise ConfigError(f"dataset {name!r} is not downloaded variable by variable; it has no such list.")
     listed = dataset.variables()
     path = Path(cfg.outputs) / name / listed.file_name
-    check_possible(path.parent, "outputs")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "outputs")
     write_atomically(path, listed.text)
     for line in _variable_lines(listed):
         logger.info("%s", line)

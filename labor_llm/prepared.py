@@ -16,7 +16,7 @@ from labor_llm.careers import Careers, write_parts
 from labor_llm.datasets import Dataset
 from labor_llm.datasets.report import Report, lines
 from labor_llm.errors import ConfigError, DataError, LaborLLMError
-from labor_llm.run_folder import check_possible, write_atomically
+from labor_llm.run_folder import make_folder, write_atomically
 from labor_llm.source_code import code_hash, modules
 from labor_llm.taxonomy import PACKAGED
 
@@ -53,8 +53,7 @@ def prepare(dataset: Dataset, outputs: Path) -> dict[str, Any]:
     """
     path = prepared_path(dataset, outputs)
     record = path.with_name("prepare.json")
-    check_possible(path.parent, "outputs")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "outputs")
     stamp: dict[str, Any] = {"settings": _settings(dataset), "code": _code(dataset), "files": _files(dataset)}
     with FileLock(path.with_name(".prepare.lock")):
         before = _read(record) if path.is_file() and record.is_file() else None

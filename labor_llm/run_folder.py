@@ -63,8 +63,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
 
 def create(parent: Path, config: Mapping[str, Any], decisive: Mapping[str, Any]) -> Path:
     """A new folder with its config, which ``find`` finds by what is decisive."""
-    check_possible(parent, "outputs")
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent, "outputs")
     with tempfile.TemporaryDirectory(prefix=".new-", dir=parent) as scratch:
         new = Path(scratch) / "run"
         new.mkdir()
@@ -120,9 +119,18 @@ def fitting_run(folder: Path) -> dict[str, Any]:
 
 def check_possible(folder: Path, key: str) -> None:
     """A ConfigError that names the setting if a folder cannot be made because a file has its name."""
-    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
-    if file is not None:
-        raise ConfigError(f"{key} names a folder, but {file} is a file")
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise ConfigError(f"{key} names a folder, but {there} is a file")
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Make a folder and those above it; a ConfigError that names the setting if the system refuses."""
+    check_possible(folder, key)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}: the folder {folder} cannot be made ({error.strerror}); name another") from error
 
 
 def from_here(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """What users type, what they see, and the exit code."""
 
+import errno
 import logging
 import os
 import re
@@ -35,13 +36,20 @@ ENTRIES = {
 calls: list[Any] = []
 
 
+FAILURES = {
+    7: RunError("seed 7 is unlucky"),
+    8: KeyError("ours"),
+    9: KeyboardInterrupt(),
+    10: OSError(errno.ENOSPC, "No space left on device", "/full/disk"),
+}
+
+
 def fake_run(cfg: DictConfig) -> float:
     logging.getLogger("labor_llm").info("fitting with seed %s", cfg.seed)
     calls.append((cfg.backbone.layers, cfg.seed))
     calls.append(sys.argv[1:])
-    failure = {7: RunError("seed 7 is unlucky"), 8: KeyError("ours"), 9: KeyboardInterrupt()}.get(cfg.seed)
-    if failure is not None:
-        raise failure
+    if cfg.seed in FAILURES:
+        raise FAILURES[cfg.seed]
     return 1.0
 
 
@@ -135,6 +143,13 @@ def test_a_refusal_is_a_message_and_a_traceback_on_request(type_in, monkeypatch)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(RunError):
         type_in("run", "seed=7")
+
+
+def test_what_the_system_refuses_is_a_sentence(type_in):
+    code, _, err = type_in("run", "seed=10")
+    assert code == 2
+    assert "labor-llm: the system refuses: No space left on device (/full/disk). Mend it" in err
+    assert "Traceback" not in err
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(type_in, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -14,6 +15,7 @@ from labor_llm.datasets.variables import COLUMNS, Variables
 from labor_llm.errors import ConfigError, DataError
 from labor_llm.preparation import describe, prepare, variables
 from labor_llm.run import run
+from labor_llm.run_folder import make_folder
 
 ROWS = "person_id,year,occupation,status\n" + "".join(
     f"p{number},{year},{code},{status}\n"
@@ -101,6 +103,12 @@ def test_a_mistyped_file_leaves_the_table_as_it_was(config, tmp_path):
     prepare(config("prepare", "dataset.raw=null"))  # as it was prepared before
     with pytest.raises(ConfigError, match=r"There is .*careers\.parquet, but made with other settings"):
         prepare(config("prepare", "dataset.raw=null", "dataset.survey=T"))
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/x", "/proc/x"])
+def test_a_folder_that_cannot_be_made_is_named(folder):
+    with pytest.raises(ConfigError, match=f"outputs.* {folder.rpartition('/')[0]}"):
+        make_folder(Path(folder), "outputs")
 
 
 def test_a_damaged_record_and_a_file_for_a_folder_are_named(config, tmp_path):
