@@ -95,17 +95,23 @@ def as_numbers(column: pl.Series) -> pl.Series:
     """A column as decimal numbers; null for what is none: words, dates, durations, true and false."""
     if column.dtype.is_temporal() or column.dtype == pl.Boolean or column.dtype.is_nested():
         return pl.repeat(None, len(column), dtype=pl.Float64, eager=True).alias(column.name)
-    return column.cast(pl.Float64, strict=False)
+    return _plain(column).cast(pl.Float64, strict=False)
 
 
 def as_years(column: pl.Series) -> pl.Series:
     """Dates as their years; all else as it is, but for text of numbers that may have lost digits: 2.0e+03."""
     if column.dtype in (pl.Date, pl.Datetime):
         return column.dt.year()
+    column = _plain(column)
     if column.dtype != pl.String:
         return column
     text = column.set(column.str.contains("[eE]").fill_null(False), None)
     return text.str.replace(ISO_DATE, "$1")
+
+
+def _plain(column: pl.Series) -> pl.Series:
+    """Categories as their text, which polars can turn into numbers; all else as it is."""
+    return column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
 
 
 def _cast_problem(table: pl.DataFrame, ours: pl.DataFrame, rows_N: pl.Series, name: str) -> str:

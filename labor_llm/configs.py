@@ -158,6 +158,8 @@ def _parsed(overrides: Iterable[str], loader: ConfigLoader) -> tuple[list[Overri
             hint = f"quote special characters: \"{key}='...'\""
             if re.search(r"""[{,]\s*(['"])[^'"]*\1\s*:""", text):
                 hint = "within braces, keys stand without quotes: {1:male,2:female}"
+            elif re.search(r"\.-\d+$", key):
+                hint = "a negative key stands within braces: {-4:null}"
             reason = f"{str(error).splitlines()[0]}; {hint}"
             problems.append(f"cannot read {text!r}: {reason if equals else 'expected key=value'}")
     return parsed, problems

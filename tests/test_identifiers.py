@@ -130,3 +130,48 @@ def test_a_mark_of_pools_means_nothing_in_other_data():
     assert not person_hashes(careers) & person_hashes(marked)
     pooled = replace(marked, source="pool of wage_panel")
     assert person_hashes(pooled) == person_hashes(careers)
+
+
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        (["TRUE", "FALSE"], "'TRUE' in row 1 is a truth value"),
+        (["2001-02-03", "2001-02-04"], "'2001-02-03' in row 1 is a date"),
+        (["3/4/2001", "11/12/01"], "'3/4/2001' in row 1 is a date"),
+        (["a", "NaN"], "'NaN' in row 2 stands for no number"),
+        (["7", "#####"], "'#####' in row 2 stands for no number"),
+        (["7", ".b"], "'.b' in row 2 stands for no number"),
+        (["-inf", "7"], "'-inf' in row 1 stands for no number"),
+    ],
+)
+def test_text_that_is_no_identifier_is_refused(tmp_path, ids, what):
+    with pytest.raises(DataError, match=rf"person_id: {what}"):
+        read(_table(tmp_path / "t.csv", ids))
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        ("1,234", "1234"),
+        ("1,000", "1000"),
+        ("+12", "12"),
+        ("-012", "-12"),
+        ("'012", "012"),
+        ('="012"', "012"),
+        ("0012.0", "12"),
+    ],
+)
+def test_two_forms_of_one_number_are_refused(tmp_path, forms):
+    with pytest.raises(DataError, match=r"^person_id: .* and .* may be one person"):
+        read(_table(tmp_path / "t.csv", ["5", *forms]))
+
+
+@pytest.mark.parametrize(
+    "ids", [["1,000", "2,000"], ["2001-02-03", "x"], ["true", "blue"], ["nan1", "#7"], ["-1", "1"]]
+)
+def test_names_that_resemble_numbers_stay_as_they_are(tmp_path, ids):
+    assert set(read(_table(tmp_path / "t.csv", ids)).table["person_id"]) == set(ids)
+
+
+def test_negative_decimals_are_whole_numbers_too(tmp_path):
+    assert read(_table(tmp_path / "t.csv", ["-12.0", "-12"])).table["person_id"].to_list() == ["-12", "-12"]

@@ -5,11 +5,13 @@ import re
 import pandas as pd
 import polars as pl
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from labor_llm.configs import check_overrides, conf_folder
 from labor_llm.datasets import read
 from labor_llm.datasets.table import Table
-from labor_llm.errors import DataError
+from labor_llm.errors import ConfigError, DataError
 
 
 def _table(path, field, values, **settings):
@@ -42,7 +44,7 @@ def test_codes_are_refused_with_the_recodes_that_mend_them(tmp_path, ending, fie
     assert set(words.drop_nulls()) == ({"WORD"} if "WORD" in line else set())
 
 
-@pytest.mark.parametrize("odd", ["-7", "3", "1.5", ".a", "FALSE", "1e3"])
+@pytest.mark.parametrize("odd", ["-7", "3", "1.5", ".5", ".a", "FALSE", "1e3", "\u22121", "inf"])
 def test_one_code_among_words_is_refused(tmp_path, odd):
     with pytest.raises(DataError, match=rf"gender: '{re.escape(odd)}' in 1 record\."):
         read(_table(tmp_path / "t.parquet", "gender", ["female", odd]))
@@ -62,3 +64,42 @@ def test_keys_of_recodes_may_be_numbers_and_a_number_may_be_its_own_word(tmp_pat
 def test_a_missing_value_may_be_a_number(tmp_path):
     table = _table(tmp_path / "t.csv", "region", ["south", "-4"], missing=[-4])
     assert read(table).table["region"].to_list() == ["south", None]
+
+
+def test_keys_of_recodes_keep_all_their_digits(tmp_path):
+    table = _table(
+        tmp_path / "t.csv", "region", ["1234.5678", "7"], recodes={"region": {1234.5678: "a", 7.0: "b"}}
+    )
+    assert read(table).table["region"].to_list() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+dataset.recodes.gender={1:male,-4:null}",
+        "+dataset.recodes.gender={1: male, -4: null}",
+        "+dataset.recodes={gender:{1:male,-4:null}}",
+    ],
+)
+def test_recodes_are_written_on_the_command_line(tmp_path, override):
+    check_overrides("prepare", ["dataset=table", override], False)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        recodes = OmegaConf.to_container(compose("prepare", ["dataset=table", override]).dataset.recodes)
+    assert read(_table(tmp_path / "t.csv", "gender", [1, -4], recodes=recodes)).table["gender"].to_list() == [
+        "male",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("dataset.recodes.gender={1:male}", r"write '\+dataset\.recodes\.gender=\{1:male\}'"),
+        ("dataset.recodes.gender.1=male", r"write '\+dataset\.recodes\.gender\.1=male'"),
+        ("+dataset.recodes.gender={'1':male}", "keys stand without quotes"),
+        ("+dataset.recodes.gender.-4=null", r"within braces: \{-4:null\}"),
+    ],
+)
+def test_other_ways_to_write_recodes_are_answered_with_the_right_one(override, hint):
+    with pytest.raises(ConfigError, match=hint):
+        check_overrides("prepare", ["dataset=table", override], False)

@@ -68,3 +68,14 @@ def test_what_is_no_number_is_none(tmp_path, column, value):
     pl.DataFrame({"person_id": ["a"], "occupation": ["095"], "year": [1975], column: [value]}).write_parquet(path)
     with pytest.raises(DataError, match=rf"{column}: must be a number"):
         read(Table(name="mine", raw=path, survey="S", columns={column: column}))
+
+
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["1975", "1950-06-01", "2.5"])])
+def test_categories_are_read_as_their_text(tmp_path, dtype):
+    columns = {"year": "1975", "birth_year": "1950-06-01", "wage": "2.5"}
+    who = {"person_id": ["a"], "occupation": ["095"]}
+    table = pl.DataFrame(who | {name: pl.Series([text], dtype=dtype) for name, text in columns.items()})
+    table.write_parquet(tmp_path / "t.parquet")
+    careers = read(Table(name="mine", raw=tmp_path / "t.parquet", survey="S")).table
+    assert careers.select("year", "birth_year").row(0) == (1975, 1950)
+    assert careers["log_wage"].to_list() == pytest.approx([0.9162907])

@@ -11,8 +11,17 @@ NUMBER = r"^[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?$"
 EXPONENT = r"^[+-]?\d+([.,]\d+)?[eE][+-]?\d+$"
 EXPONENT_OF_A_PROGRAM = r"^[+-]?\d+([.,]\d+[eE][+-]?|[eE][+-])\d+$"
 """With a point or a sign. 12e4 may be a name where others, such as 12f4, are no numbers."""
-WHOLE_DECIMAL = r"^\d+[.,]0*$"
-FRACTION = r"^\d+[.,]\d*[1-9]\d*$"
+WHOLE_DECIMAL = r"^-?\d+(\.0*|,0{0,2}|,0{4,})$"
+"""1,000 is a thousand."""
+FRACTION = r"^\d+(\.\d*[1-9]\d*|,(\d\d?|\d{4,}))$"
+NOTHING = r"^((?i:[+-]?(nan|inf|infinity)|<na>|#n/a)|NULL|null|None|\.[a-z_]?|#+)$"
+"""How programs write numbers that are unknown, without bounds or too wide for a cell."""
+TRUTH = r"^(?i:true|false)$"
+DATE = r"^((19|20)\d\d-(0[1-9]|1[0-2])-[0-3]\d([ T].*)?|\d\d?/\d\d?/(\d\d){1,2})$"
+AS_TEXT = r"""^\+|^=?["']+|"$"""
+"""What spreadsheets set about a number that is to stay text, such as ="0012" or '0012; and a plus."""
+THOUSANDS = r"^-?\d{1,3}(,\d{3})+$"
+ANOTHER_FORM = rf"^-?0+\d|{AS_TEXT}|{THOUSANDS}"
 CURE = (
     "Write identifiers as text or as whole numbers with all digits (Stata: recast double and format %15.0f before "
     "the export; spreadsheets: a number format without decimals)."
@@ -47,15 +56,24 @@ def _of_text(scan: pl.LazyFrame, text: pl.Expr, row: str, report: Report) -> pl.
         numbers=text.str.contains(NUMBER).all(),
         decimal=text.str.contains(WHOLE_DECIMAL).any(),
         fraction=text.str.contains(FRACTION).any(),
-        padded=text.str.contains(r"^0\d+$").any(),
+        truth=text.str.contains(TRUTH).all(),
+        dates=text.str.contains(DATE).all(),
+        others=text.str.contains(ANOTHER_FORM).any(),
     )
-    numbers, decimal, fraction, padded = found.collect(engine="streaming").row(0)
+    numbers, decimal, fraction, truth, dates, others = found.collect(engine="streaming").row(0)
     exponent = EXPONENT if numbers else EXPONENT_OF_A_PROGRAM
     _refuse(scan, text, text.str.contains(exponent), row, "is a number that lost digits")
+    _refuse(
+        scan, text, text.str.contains(NOTHING), row, "stands for no number. If it means unknown, drop the record"
+    )
+    if truth or dates:
+        _refuse(
+            scan, text, text.is_not_null(), row, f"is a {'truth value' if truth else 'date'}, as all others are"
+        )
     if decimal and not fraction:  # 12.0 beside 12.1 are names
         report.note("identifiers of persons that were written as decimals were taken as whole numbers: 12.0 as 12")
-        text = pl.when(text.str.contains(WHOLE_DECIMAL)).then(text.str.extract(r"^(\d+)")).otherwise(text)
-    if padded:
+        text = pl.when(text.str.contains(WHOLE_DECIMAL)).then(text.str.extract(r"^(-?\d+)")).otherwise(text)
+    if others:
         _refuse_two_forms(scan, text)
     return text
 
@@ -71,10 +89,12 @@ def _refuse(scan: pl.LazyFrame, values: pl.Expr, wrong: pl.Expr, row: str, what:
 
 
 def _refuse_two_forms(scan: pl.LazyFrame, text: pl.Expr) -> None:
-    """A DataError if two identifiers are one number, with and without leading zeros."""
-    forms = scan.select(text=text).filter(pl.col("text").str.contains(r"^\d+$")).unique()
-    number = pl.col("text").str.replace(r"^0+(\d)", "$1").alias("number")
-    several = forms.group_by(number).agg(pl.col("text").sort()).filter(pl.col("text").list.len() > 1)
+    """A DataError if two identifiers are one number: with and without zeros, separators, quotes, plus."""
+    plain = text.str.replace_all(AS_TEXT, "")
+    plain = pl.when(plain.str.contains(THOUSANDS)).then(plain.str.replace_all(",", "")).otherwise(plain)
+    forms = scan.select(text=text, number=plain.str.replace(r"^(-?)0+(\d)", "$1$2"))
+    forms = forms.filter(pl.col("number").str.contains(r"^-?\d+$")).unique()
+    several = forms.group_by("number").agg(pl.col("text").sort()).filter(pl.col("text").list.len() > 1)
     both = several.sort("number").head(1).collect(engine="streaming")
     if not both.is_empty():
         shown = " and ".join(map(repr, both["text"][0]))

@@ -12,8 +12,8 @@ from labor_llm.errors import DataError
 
 WORDS = ("education", "region", "gender", "ethnicity")
 """Columns whose values the text states."""
-NUMBER = r"^([+-]?\d+([.,]\d*)?([eE][+-]?\d+)?|\.[a-z_]|(?i:true|false))$"
-"""Numbers, missing values of Stata and SAS, and truth values."""
+NUMBER = r"^([+\x{2212}\x{2013}-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?|(?i:[+-]?inf)|\.[a-z_]|(?i:true|false))$"
+"""Numbers, whatever their minus; missing values of Stata and SAS, and truth values."""
 AS_KEY = r"-?(0|[1-9]\d*)(\.0+|\.\d*[1-9])?|(?i:true|false)"
 """Values that Hydra reads back as they are."""
 SHOWN = 30
@@ -24,7 +24,9 @@ def as_text(value: Any) -> Any:
     """A key or value as a file writes it: YAML and Hydra read 1 as a number, and true as a truth value."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value) if isinstance(value, int) else value
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
+    return str(value) if isinstance(value, int) else value
 
 
 def as_texts(setting: Any) -> Any:
