@@ -151,7 +151,7 @@ class Wandb:
             run = wandb.init(
                 project=self.project,
                 entity=self.entity,
-                dir=folder,
+                dir=folder.absolute(),  # a folder may be called ~name
                 id=folder.name,
                 name=self.run_name,
                 group=self.group,

@@ -429,7 +429,8 @@ def _can_resume_here(trainer: L.Trainer) -> bool:
 def _fitting_callbacks(settings: LoopSettings, folder: Path, monitor: str) -> list[Callback]:
     """Best weights, patience, and last of all the point to resume from, which holds the others' state."""
     stopping = EarlyStopping(monitor, mode="min", patience=settings.patience, check_on_train_epoch_end=False)
+    kept = str(folder.absolute())  # Lightning would store a path of another kind that no checkpoint may hold
     best = ModelCheckpoint(
-        folder, "best", monitor, mode="min", save_on_train_epoch_end=False, enable_version_counter=False
+        kept, "best", monitor, mode="min", save_on_train_epoch_end=False, enable_version_counter=False
     )
     return [stopping, best, ResumePoint(folder / "last.ckpt", settings.checkpoint_every, stopping)]
