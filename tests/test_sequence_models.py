@@ -75,6 +75,16 @@ def test_an_interrupted_fit_ends_with_the_same_weights(batches, tmp_path, monkey
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.parametrize("name", ["a::b", "[2]*", "~nobody"])
+def test_checkpoints_lie_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    coded(Career, **SMALL, trainer=trainer(max_epochs=1)).fit(TRAIN, VALID, CHOICES, Workspace(folder))
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def small_career(dropout=0.0, **settings) -> Career:
     """A CAREER of one layer after training with some settings."""
     career = coded(Career, **SMALL, dropout=dropout, trainer=trainer(max_epochs=2, **settings))

@@ -88,3 +88,10 @@ def test_where_nothing_is_disabled_wandb_is_used(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_DISABLED", "false")
     Wandb().start(tmp_path, {}).finish()
     assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def test_a_folder_may_be_called_like_a_home_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("~nobody").mkdir()
+    Wandb().start(Path("~nobody"), {}).finish()
+    assert list((tmp_path / "~nobody" / "wandb").glob("offline-run-*"))
