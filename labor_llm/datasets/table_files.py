@@ -2,7 +2,6 @@
 
 import gzip
 import lzma
-import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,7 +17,15 @@ from labor_llm.errors import ConfigError, DataError
 from labor_llm.text_files import check_encoding
 
 ENDINGS = (".csv", ".csv.gz", ".csv.xz", ".parquet", ".dta", ".xlsx")
-BROKEN = (pl.exceptions.PolarsError, lzma.LZMAError, zlib.error, EOFError, OSError, UnicodeDecodeError)
+BROKEN = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    UnicodeDecodeError,
+)
 IN_MEMORY = 100_000_000
 """Bytes up to which a CSV file is read at once; a larger one is first rewritten as Parquet."""
 
@@ -107,13 +114,13 @@ def _stata(path: Path, missing: list[str], words: Collection[str], dates: Collec
         labels = pd.read_stata(path.absolute(), columns=wanted, convert_dates=False) if wanted else frame[[]]
         dated = [name for name in frame.columns if name in set(dates)]
         days = pd.read_stata(path.absolute(), columns=dated, convert_categoricals=False) if dated else frame[[]]
-    except (ValueError, OSError, KeyError, struct.error) as error:
+        texts = {name: labels[name].astype("string") for name in wanted}
+        return pl.from_pandas(frame.assign(**texts, **days))
+    except Exception as error:  # what pandas raises depends on the byte that is wrong
         reason = " ".join(str(error).split())
         if "labels" in reason and "not unique" in reason:
             reason = f"{reason.partition('.')[0]}: give every number a label of its own, or drop the labels"
         raise DataError(f"{path} is not readable as Stata file: {reason}") from error
-    texts = {name: labels[name].astype("string") for name in wanted}
-    return pl.from_pandas(frame.assign(**texts, **days))
 
 
 def _excel(path: Path, missing: list[str], words: Collection[str], dates: Collection[str]) -> pl.DataFrame:
@@ -123,8 +130,6 @@ def _excel(path: Path, missing: list[str], words: Collection[str], dates: Collec
     except ModuleNotFoundError as error:
         raise ConfigError(f"Excel files need a package: pip install 'labor-llm[excel]' ({error})") from error
     except Exception as error:  # the reader of Excel files has errors of its own
-        if type(error).__module__.split(".")[0] not in ("fastexcel", "_fastexcel", "polars"):
-            raise
         raise DataError(f"{path} is not readable as Excel file: {error}") from error
     return table.with_columns(pl.col(pl.String).replace(dict.fromkeys(missing)))
 

@@ -45,6 +45,8 @@ Texts = Annotated[list[str], BeforeValidator(as_texts)]
 
 def text_of(column: str, dtype: pl.DataType) -> pl.Expr:
     """A column as text. Stata and Excel hold whole numbers as decimals: 1.0 is "1"."""
+    if dtype.is_nested():
+        raise DataError(f"{column}: must be text or numbers, and the column is of type {dtype}")
     values, text = pl.col(column), pl.col(column).cast(pl.String)
     if not dtype.is_float():
         return text
