@@ -60,6 +60,7 @@ def test_equal_training_gives_an_equal_loss(training):
     assert training["systems"]["labor_llm"]["float32"]["loss"] < 0.9 * untrained
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_measures_every_part(gpu):
     for name, part in gpu["parts"].items():
         if "/train/" in name:
