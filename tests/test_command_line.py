@@ -368,14 +368,14 @@ def test_the_command_line_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "waits"),
-    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, None)],
+    ("chosen", "spins"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "9"}, "9")],
 )
-def test_threads_sleep_at_barriers_unless_the_user_chose(type_in, monkeypatch, chosen, waits):
+def test_threads_soon_sleep_at_barriers_unless_the_user_chose(type_in, monkeypatch, chosen, spins):
     for name in __main__.WAITING:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     type_in("--version")
-    assert os.environ.get("OMP_WAIT_POLICY") == waits
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
