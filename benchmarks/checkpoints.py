@@ -112,7 +112,7 @@ def outcome(name: str, adapter: Adapter, folder: Path) -> Outcome:
 
 
 def raw_log_probs(model: LanguageModel, careers: Careers) -> NDArray[np.float64]:
-    """Log-probabilities of all titles as strings, not normalised, (N, J)."""
+    """Log-probabilities of all titles as strings, not normalized, (N, J)."""
     scores = model.predict(careers)
     return scores.log_probs_NJ + scores.log_mass_N[:, None]
 

@@ -64,8 +64,7 @@ OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Variables by which a user decides how the threads of OpenMP wait."""
 SPINS = "1000"
-"""Of a run with three epochs on two cores, seconds alone and with a busy program: 18 and 26; 0 spins 21 and 22,
-20,000 spins 19 and 80."""
+"""The fewest that cost a quiet machine nothing: experiments/FINDINGS.md of 2026-11-27."""
 
 
 class JobFailedError(CompactHydraException):

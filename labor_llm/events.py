@@ -39,8 +39,8 @@ def event_columns(
     """For every event a column of its name, whether it happened, and ``<name>_logit``, its log-odds as foretold.
 
     Both are null where the record is not at risk, the log-odds also without a distribution, and both everywhere if
-    the taxonomy has no code that the event could lead from or to, or nobody is in a state that tells the event
-    from another.
+    the taxonomy has no code that the event could lead from or to, or nobody is in a state that distinguishes it
+    from another event.
     """
     previous, occupation = careers.previous, careers.table["occupation"]
     sets = sets_left(careers.taxonomy)

@@ -69,10 +69,12 @@ def _only_projects(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
         model.get_output_embeddings().register_forward_hook(lambda _, read, out: states.extend((*read, out))),
     )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # a resumed run drops what one that was not interrupted does
-        logits = model(**_first_tokens(inputs), use_cache=False).logits
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.random.fork_rng(devices):  # a resumed run drops what one that was not interrupted does
+            logits = model(**_first_tokens(inputs), use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
     if len(states) != 3 or states[0] is None or states[2] is None:
         return False
     last, read, out = states
